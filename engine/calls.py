@@ -1,0 +1,281 @@
+"""The calls of the verbs: for each its request and its answer, as plain frozen values.
+
+Every verb takes a batch of requests and answers with one outcome per item, in order: an answer, or the error of that item
+alone (`engine.errors.PickgateError`, not raised). A single call is a batch of one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from engine.claims import Channel, EventId, Line, Position, Split, State, Suite, Terminal, Version
+from engine.verdict import (
+    InspectVerdict,
+    IssueVerdict,
+    RedeemVerdict,
+    RenderVerdict,
+    StockVerdict,
+    VoidVerdict,
+)
+
+# --- requests: what each verb is asked ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class IssueRequest:
+    """Ask for a code. One of a batch; the request id's scope is (mall, issue).
+
+    `ttl_s` 0 means the default (48 h). `amount_fen` is what was paid, `splits` how it is shared out at redemption.
+    `actor` names who caused it, for the event (for example `mall:7`).
+    """
+
+    mall_id: int
+    request_id: str
+    store_id: int
+    order_id: str
+    lines: tuple[Line, ...]
+    version: Version
+    suite: Suite
+    channel: Channel = Channel.ONLINE
+    ttl_s: int = 0
+    amount_fen: int = 0
+    splits: tuple[Split, ...] = ()
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderRequest:
+    """Ask for a code's payload: `count` 1 is the one to show now, more are the next ones, each for its own time."""
+
+    mall_id: int
+    uid: bytes
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RedeemRequest:
+    """One try to redeem. `code` is the scanned payload ("PG…") or the typed serial (16 digits); no lines: all of it."""
+
+    terminal: Terminal
+    request_id: str
+    code: str
+    pin: str = ""
+    position: Position | None = None
+    lines: tuple[Line, ...] = ()
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InspectRequest:
+    """Ask what redeem would say, changing nothing."""
+
+    terminal: Terminal
+    code: str
+    position: Position | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VoidRequest:
+    """Void a code; the request id's scope is (mall, void)."""
+
+    mall_id: int
+    request_id: str
+    uid: bytes
+    reason: str = ""
+    actor: str = ""
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LineState:
+    """One line of a code: SKU, count at issue, and units not yet handed out."""
+
+    sku_id: int
+    count: int
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A code's record as read by get: the truth about it."""
+
+    uid: bytes
+    state: State
+    version: Version
+    suite: Suite
+    mall_id: int
+    store_id: int
+    order_id: str
+    lines: tuple[LineState, ...]
+    channel: Channel
+    policy_version: int
+    issued_at_ms: int
+    changed_at_ms: int
+    expires_at_s: int
+    amount_fen: int
+    splits: tuple[Split, ...]
+    pin_generation: int
+    revision: int
+    cycle: int
+    tries: int
+    terminal_id: int
+    """Terminal of the last redemption; 0 before."""
+    redeemed_at_ms: int
+    """Time of the last redemption; 0 before."""
+    lock: EventId | None
+    """Event that locked the code, which is the review's id; None when not locked."""
+
+
+@dataclass(frozen=True, slots=True)
+class IssueAnswer:
+    """Answer of issue. `typed` and `pin` are set for static codes; `sku_id` names the SKU of a refusal."""
+
+    verdict: IssueVerdict
+    uid: bytes = b""
+    expires_at_s: int = 0
+    issued_at_ms: int = 0
+    typed: str = ""
+    pin: str = ""
+    sku_id: int = 0
+    store_id: int = 0
+    event: EventId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """One rendered payload and when terminals take it (unix milliseconds, both inclusive)."""
+
+    text: str
+    valid_from_ms: int
+    valid_until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RenderAnswer:
+    """Answer of render."""
+
+    verdict: RenderVerdict
+    payloads: tuple[Payload, ...] = ()
+    record: Record | None = None
+    typed: str = ""
+    pin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RedeemAnswer:
+    """Answer of redeem. `lines` says what this redemption took (count) and what remains (left)."""
+
+    verdict: RedeemVerdict
+    uid: bytes = b""
+    order_id: str = ""
+    lines: tuple[LineState, ...] = ()
+    at_ms: int = 0
+    terminal_id: int = 0
+    """Who redeemed it (now, or the first time for ALREADY_REDEEMED)."""
+    tries_left: int = 0
+    sku_id: int = 0
+    store_id: int = 0
+    """The store the code is for, with WRONG_STORE."""
+    store_name: str = ""
+    cycle: int = 0
+    event: EventId | None = None
+    review_id: str = ""
+    distance_bucket: int = 255
+    replayed: bool = False
+    """True when this is the remembered answer of an earlier call with the same request id."""
+
+
+@dataclass(frozen=True, slots=True)
+class InspectAnswer:
+    """Answer of inspect; fields as in RedeemAnswer, with `lines` showing what is left."""
+
+    verdict: InspectVerdict
+    uid: bytes = b""
+    order_id: str = ""
+    version: int = 0
+    lines: tuple[LineState, ...] = ()
+    at_ms: int = 0
+    terminal_id: int = 0
+    sku_id: int = 0
+    store_id: int = 0
+    store_name: str = ""
+    review_id: str = ""
+    expires_at_s: int = 0
+    pin_required: bool = False
+    distance_bucket: int = 255
+
+
+@dataclass(frozen=True, slots=True)
+class VoidAnswer:
+    """Answer of void. `lines` says what was released (left before) per line."""
+
+    verdict: VoidVerdict
+    uid: bytes = b""
+    at_ms: int = 0
+    terminal_id: int = 0
+    lines: tuple[LineState, ...] = ()
+    event: EventId | None = None
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StockFigures:
+    """Stock of one SKU at one store for one mall, in units. `baseline` 0: no tiers."""
+
+    sku_id: int
+    on_hand: int
+    reserved: int
+    baseline: int
+    tier: int
+
+    @property
+    def available(self) -> int:
+        """Units that can still be promised."""
+        return max(0, self.on_hand - self.reserved)
+
+    @property
+    def short(self) -> int:
+        """Units promised but not there (after a stocktake below reserved)."""
+        return max(0, self.reserved - self.on_hand)
+
+
+class StockChange(IntEnum):
+    """Kinds of stock change. Numbers are stored: never renumber."""
+
+    RECEIVE = 1
+    """Goods came in: amount > 0 is added to on_hand."""
+    ADJUST_BY = 2
+    """Correct on_hand by a signed amount."""
+    COUNT = 3
+    """A stocktake: on_hand becomes the amount."""
+    BASELINE = 4
+    """Set the baseline that tiers are measured against; on_hand stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class StockRequest:
+    """One stock change; the request id's scope is (mall, stock)."""
+
+    mall_id: int
+    request_id: str
+    store_id: int
+    sku_id: int
+    change: StockChange
+    amount: int
+    reason: str = ""
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StockAnswer:
+    """Answer of a stock change: the figures after it (or unchanged, with a refusal)."""
+
+    verdict: StockVerdict
+    figures: StockFigures | None = None
+    sku_id: int = 0
+    store_id: int = 0
+    event: EventId | None = None
+    replayed: bool = False

@@ -1,0 +1,114 @@
+"""What a code says: versions, suites, states, and the small value types that every verb shares.
+
+Source of the layouts: docs/format.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+UID_BYTES: Final = 8
+_LOW_54: Final = (1 << 54) - 1
+_STATIC_ZERO_BITS: Final = ((1 << 21) - 1) << 33
+
+
+class Version(IntEnum):
+    """Payload version, graded against forgery."""
+
+    STATIC = 1
+    DYNAMIC = 2
+    VALUABLE = 3
+
+
+class Suite(IntEnum):
+    """Cipher suite: 1 = AES-256-CTR + HMAC-SHA-256/128 (+ Ed25519), 2 = SM4-CTR + HMAC-SM3/128 (+ SM2)."""
+
+    AES = 1
+    SM = 2
+
+
+class Channel(IntEnum):
+    """Where an order came from; promotional issue is the first that a short stock stops."""
+
+    ONLINE = 1
+    PROMOTION = 2
+    STAFF = 3
+
+
+class State(IntEnum):
+    """State of a code's record. Numbers are stored: never renumber."""
+
+    HELD = 1
+    LIVE = 2
+    PARTLY = 3
+    LOCKED = 4
+    REDEEMED = 5
+    VOIDED = 6
+    EXPIRED = 7
+
+    @property
+    def ended(self) -> bool:
+        """True when only the afterlife remains."""
+        return self >= State.REDEEMED
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One SKU and its count (1 .. 65,535)."""
+
+    sku_id: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One party's share of an order: role and referral level (0 .. 3), amount in fen."""
+
+    payee: str
+    role: str
+    level: int
+    amount_fen: int
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a caller says it is: degrees, metres of accuracy (0 = not stated), and the datum (ext.datum.Datum)."""
+
+    latitude_deg: float
+    longitude_deg: float
+    accuracy_m: float
+    datum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """The caller of a redemption: a terminal of one store of one mall."""
+
+    mall_id: int
+    store_id: int
+    terminal_id: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class EventId:
+    """Number of one event: partition, epoch of the server behind it, sequence within the epoch."""
+
+    partition: int
+    epoch: int
+    seq: int
+
+    def __str__(self) -> str:
+        """Text form `partition-epoch-seq`, as used in ids shown to people."""
+        return f"{self.partition}-{self.epoch}-{self.seq}"
+
+
+def partition_of(uid: bytes) -> int:
+    """Partition of a uid: its first ten bits."""
+    return int.from_bytes(uid[:2], "big") >> 6
+
+
+def is_static(uid: bytes) -> bool:
+    """True for a uid of a static (V1) code: the 21 bits behind the partition are zero."""
+    return int.from_bytes(uid, "big") & _STATIC_ZERO_BITS == 0

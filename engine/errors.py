@@ -1,0 +1,155 @@
+"""Every error there is: a small tree, one stable slug per leaf.
+
+A business "no" is never an error; it is a verdict (engine.verdict). An error says that the call could not be decided: bad
+input, a reused request id, a store that can't be reached, a set-up that is wrong. Each message says what was wrong,
+what was expected and what to do. `slug` is the machine's name of the error (google.rpc.ErrorInfo.reason) and never
+changes; `field` names the offending input where there is one.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PickgateError(Exception):
+    """Root of the tree. `slug` is stable; `field` is the path of the offending input or ''."""
+
+    slug: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, *, field: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+# --- the caller's input --------------------------------------------------------------------------------------
+class InvalidInput(PickgateError):
+    """The request can't be understood or is out of range: never retry it unchanged."""
+
+    slug = "INVALID_INPUT"
+
+
+class UnknownMall(InvalidInput):
+    """The mall named in the request is not registered."""
+
+    slug = "UNKNOWN_MALL"
+
+
+class TooManyItems(InvalidInput):
+    """A batch or list exceeds its named limit."""
+
+    slug = "TOO_MANY_ITEMS"
+
+
+class RequestIdReused(PickgateError):
+    """The request id was used before with another body."""
+
+    slug = "REQUEST_ID_REUSED"
+
+
+class NotFound(PickgateError):
+    """A read names something that is not there."""
+
+    slug = "NOT_FOUND"
+
+
+# --- the moment's condition: retry with the same request id ----------------------------------------------------
+class Unavailable(PickgateError):
+    """The call was not decided now; retrying with the same request id is always safe."""
+
+    slug = "UNAVAILABLE"
+    retry_after_ms: ClassVar[int] = 200
+
+
+class StoreUnavailable(Unavailable):
+    """The store (Redis/Valkey) is down, loading, full or too slow; what was sent may or may not have happened."""
+
+    slug = "STORE_UNAVAILABLE"
+
+
+class ClockSkew(Unavailable):
+    """This process' clock differs from the store's by more than five seconds; nothing was written."""
+
+    slug = "CLOCK_SKEW"
+
+
+class NotReplicated(Unavailable):
+    """The batch did not reach the required number of copies in time; it may still happen."""
+
+    slug = "NOT_REPLICATED"
+
+
+class StaleControl(Unavailable):
+    """This process' copy of stores, catalogue and keys is too old to decide on."""
+
+    slug = "STALE_CONTROL"
+
+
+class KeyringLocked(Unavailable):
+    """The keyring can't be unwrapped: no passphrase, or a wrong one."""
+
+    slug = "KEYRING_LOCKED"
+    retry_after_ms = 5_000
+
+
+class NoActiveKey(Unavailable):
+    """No active key for the wanted version and suite."""
+
+    slug = "NO_ACTIVE_KEY"
+    retry_after_ms = 5_000
+
+
+class Exhausted(PickgateError):
+    """A named limit of the service is reached."""
+
+    slug = "EXHAUSTED"
+    retry_after_ms: ClassVar[int] = 1_000
+
+
+# --- the set-up ----------------------------------------------------------------------------------------------
+class SetupError(PickgateError):
+    """The deployment or its configuration is wrong; starting is refused."""
+
+    slug = "SETUP"
+
+
+class ConfigError(SetupError):
+    """A configuration key is unknown or has a wrong value."""
+
+    slug = "CONFIG"
+
+
+class StoreSettings(SetupError):
+    """The store's real settings don't give the durability that was asked for."""
+
+    slug = "STORE_SETTINGS"
+
+
+class DeploymentMismatch(SetupError):
+    """The store holds another deployment than the configuration says, or none."""
+
+    slug = "DEPLOYMENT_MISMATCH"
+
+
+class StoreBinaryMissing(SetupError):
+    """No usable store server binary was found for the embedded store."""
+
+    slug = "STORE_BINARY_MISSING"
+
+
+class StoreInUse(SetupError):
+    """The data folder is owned by another running process."""
+
+    slug = "STORE_IN_USE"
+
+
+class KeyStateError(SetupError):
+    """A key operation is not allowed in the key's state (for example destroying an active key)."""
+
+    slug = "KEY_STATE"
+
+
+class Conflict(PickgateError):
+    """Somebody else changed it meanwhile: read again, then repeat."""
+
+    slug = "CONFLICT"

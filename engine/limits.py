@@ -1,0 +1,84 @@
+"""Every named limit of the engine, in one place.
+
+A thing a caller can size has its bound here, with the reason for the number. Units stand last in the names.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- identifiers -------------------------------------------------------------------------------------------
+ID_MAX: Final = 2**32 - 1
+"""Malls, stores, SKUs and terminals are 1 .. 2**32 - 1: four bytes in payloads and records; 0 means none."""
+REQUEST_ID_CHARS_MIN: Final = 8
+"""Shorter ids collide by accident (a counter that restarts at 1); a UUID has 36 characters."""
+REQUEST_ID_CHARS_MAX: Final = 64
+ORDER_ID_CHARS_MAX: Final = 48
+"""Kept in every record, so it costs memory; marketplaces' order numbers have 18 to 32 characters."""
+ACTOR_CHARS_MAX: Final = 64
+NAME_CHARS_MAX: Final = 120
+REASON_CHARS_MAX: Final = 200
+
+# --- codes -------------------------------------------------------------------------------------------------
+LINES_MAX: Final = 32
+"""Lines of one code. One script call reads and writes each line's stock, so it bounds the script's work."""
+COUNT_MAX: Final = 65_535
+"""Units of one line: two bytes in payload (qty) and record."""
+AMOUNT_FEN_MAX: Final = 2**32 - 1
+TTL_S_DEFAULT: Final = 48 * 3600
+TTL_S_MIN: Final = 60
+TTL_S_MAX: Final = 400 * 24 * 3600
+AFTERLIFE_S: Final = 72 * 3600
+"""How long an ended code still answers: when, where and why it ended."""
+PAYLOAD_LIFE_S_DEFAULT: Final = 60
+PAYLOAD_LIFE_S_MIN: Final = 60
+"""A payload rendered ahead takes an odd second of its own minute (see engine.issuance), so no less."""
+PAYLOAD_LIFE_S_MAX: Final = 600
+STAMP_SKEW_S: Final = 5
+"""How far a stamp may lie in the future, and how much longer than its life a payload is taken."""
+RENDER_AHEAD_S_MAX: Final = 24 * 3600
+REVISIONS_AHEAD_MAX: Final = 29
+"""Payloads ahead are stamped in second 1 + 2 x revision of their minute: 30 revisions fit (0 .. 29)."""
+TRIES_MAX: Final = 3
+REMEMBERED_REQUESTS_MAX: Final = 200
+"""Changes of one code whose answers are remembered; a change past it is refused rather than forgotten."""
+UID_CANDIDATES: Final = 4
+"""Uids derived for one request. Four in a row taken by others: 10**-15 with a million live static codes."""
+
+# --- batches, messages, waits ------------------------------------------------------------------------------
+BATCH_MAX: Final = 256
+"""Items of one script call: about 7 ms of a store's single thread."""
+BULK_MAX: Final = 10_000
+"""Items of one bulk issue; the engine cuts it into script calls of BATCH_MAX."""
+PARTITIONS_DEFAULT: Final = 16
+PARTITIONS_MAX: Final = 1_024
+"""Ten bits of the uid."""
+BUCKETS_PER_PARTITION: Final = 4_096
+"""Hash buckets that hold records: at one million codes and 16 partitions each holds about 15."""
+MESSAGE_BYTES_MAX: Final = 16 * 1024
+BULK_MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+STORE_TIMEOUT_S: Final = 3.0
+"""One round trip to the store, fsync included; past it the answer is UNAVAILABLE and the call can be retried."""
+REPLICATION_TIMEOUT_MS: Final = 1_000
+ATTEMPTS_KEPT: Final = 10_000
+"""Refused attempts kept per partition (a bounded stream outside the fold)."""
+STOCK_ANSWER_TTL_S: Final = AFTERLIFE_S
+"""How long a stock change's answer is remembered under its request id."""
+
+# --- clocks ------------------------------------------------------------------------------------------------
+CLOCK_SKEW_MS_MAX: Final = 5_000
+"""Largest difference between a caller's clock and the store's before scripts refuse."""
+CONTROL_POLL_S: Final = 1.0
+CONTROL_AGE_S_MAX: Final = 5.0
+"""A process refuses to decide on a copy of the control partition older than this."""
+
+# --- place and stock ---------------------------------------------------------------------------------------
+RADIUS_M_DEFAULT: Final = 500
+RADIUS_M_MAX: Final = 100_000
+"""The distance kernel's stated accuracy ends at 100 km."""
+ACCURACY_ALLOWANCE_M_MAX: Final = 100.0
+"""The stated accuracy of a position widens the radius by no more than this."""
+ACCURACY_M_MAX: Final = 200.0
+"""A position less certain than this can't decide anything: LOCATION_UNRELIABLE."""
+STOCK_MAX: Final = 2**31 - 1
+MALLS_PER_STORE_MAX: Final = 64

@@ -1,0 +1,273 @@
+"""Every answer there is: one closed enum per verb.
+
+Each value carries a stable number (stored and on the wire), a slug (its name: metrics, ledger, API), the clerk's sentence in
+zh-CN and in English, and what to do next. A retired number is never used again. Sentences with {names} are filled from the
+answer's facts by `Verdict.say`. An answer that several verbs give is written once, so that a clerk always reads the same
+sentence.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum
+from typing import Any, NamedTuple, Self
+
+
+class Next(IntEnum):
+    """What the clerk (or the calling program) does next."""
+
+    FINAL = 1
+    REFRESH = 2
+    RETRY = 3
+    ASK_CUSTOMER = 4
+    MANUAL_REVIEW = 5
+
+
+class Answer(NamedTuple):
+    """What stands behind a verdict: the next step, both sentences, and whether the verb did what was asked."""
+
+    next: Next
+    zh: str
+    en: str
+    success: bool = False
+
+
+class _Facts(dict[str, Any]):
+    """Facts for a sentence; one that is not known reads as an ellipsis instead of failing the answer."""
+
+    def __missing__(self, key: str) -> str:
+        return "…"
+
+
+class Verdict(Enum):
+    """Base of the closed enums; `value` is the stable number."""
+
+    answer: Answer
+
+    def __new__(cls, number: int, answer: Answer) -> Self:
+        """Make the member: its value is the number alone."""
+        member = object.__new__(cls)
+        member._value_ = number
+        member.answer = answer
+        return member
+
+    @property
+    def number(self) -> int:
+        """The stable number, as stored and on the wire."""
+        return int(self._value_)
+
+    @property
+    def slug(self) -> str:
+        """Stable name, for metrics, ledger and API."""
+        return self.name
+
+    @property
+    def success(self) -> bool:
+        """True when the verb did what was asked."""
+        return self.answer.success
+
+    @property
+    def next(self) -> Next:
+        """What to do next."""
+        return self.answer.next
+
+    def say(self, **facts: object) -> tuple[str, str]:
+        """The clerk's sentences (zh-CN, English) with the facts filled in."""
+        filled = _Facts(facts)
+        return self.answer.zh.format_map(filled), self.answer.en.format_map(filled)
+
+
+_UNKNOWN_CODE = Answer(Next.FINAL, "系统中没有该提货码。", "There is no such code in the system.")
+_INVALID_CODE = Answer(
+    Next.FINAL, "无效的提货码，请勿交付。", "Not a valid pickup code: do not hand anything over."
+)
+_ALREADY_REDEEMED = Answer(
+    Next.FINAL,
+    "该码已于 {at} 在终端 {terminal_id} 核销，请勿重复交付。",
+    "Already redeemed at {at} by terminal {terminal_id}: do not hand over again.",
+)
+_EXPIRED = Answer(
+    Next.FINAL, "提货码已过期，请顾客联系商城。", "The code has expired: the customer asks the mall."
+)
+_VOIDED = Answer(Next.FINAL, "提货码已作废，请顾客联系商城。", "The code is void: the customer asks the mall.")
+_LOCKED = Answer(
+    Next.MANUAL_REVIEW,
+    "该码已锁定，转人工审核（{review_id}）。",
+    "The code is locked: it waits for review {review_id}.",
+)
+_STALE_CODE = Answer(
+    Next.REFRESH,
+    "二维码已失效（可能是截图），请顾客刷新后再扫。",
+    "The QR code is stale (a screenshot?): ask the customer to refresh it and scan again.",
+)
+_WRONG_STORE = Answer(
+    Next.FINAL, "该码应在门店 {store_id}（{store_name}）提货。", "This code is for store {store_id} ({store_name})."
+)
+_OUT_OF_RANGE = Answer(
+    Next.RETRY,
+    "终端定位超出门店范围，请在门店内重试。",
+    "The terminal's position is outside the store's radius: try again inside the store.",
+)
+_LOCATION_REQUIRED = Answer(
+    Next.RETRY,
+    "该门店核销需要定位，请打开定位后重试。",
+    "This store requires a position: switch location on and try again.",
+)
+_LOCATION_UNRELIABLE = Answer(
+    Next.RETRY, "定位精度不足，请稍候再试。", "The position is too inaccurate: wait a moment and try again."
+)
+_PIN_REQUIRED = Answer(
+    Next.ASK_CUSTOMER, "请顾客提供 6 位提货密码。", "Ask the customer for the 6-digit PIN."
+)
+_OUT_OF_STOCK = Answer(
+    Next.MANUAL_REVIEW,
+    "商品 {sku_id} 账面无货，请核对库存。",
+    "No stock of SKU {sku_id} on the books: check the shelf and adjust the stock.",
+)
+_STORE_CLOSED = Answer(
+    Next.FINAL, "门店已停业，暂不能核销。", "The store is closed for pickup: the customer asks the mall."
+)
+_NOTHING_LEFT = Answer(
+    Next.FINAL,
+    "商品 {sku_id} 可提数量不足。",
+    "The code has not that many units of SKU {sku_id} left.",
+)
+_UNKNOWN_SKU = Answer(
+    Next.FINAL,
+    "商品 {sku_id} 不在商城目录中。",
+    "SKU {sku_id} is not in the mall's catalogue: put it there first.",
+)
+_UNKNOWN_STORE = Answer(
+    Next.FINAL,
+    "门店 {store_id} 不存在或不属于该商城。",
+    "Store {store_id} is unknown or does not serve this mall.",
+)
+
+
+class IssueVerdict(Verdict):
+    """Answers of issue."""
+
+    ISSUED = 1, Answer(Next.FINAL, "提货码已生成。", "The pickup code is issued.", success=True)
+    STOCK_SHORT = (
+        2,
+        Answer(
+            Next.ASK_CUSTOMER,
+            "商品 {sku_id} 在该门店库存不足，请换门店或减少数量。",
+            "SKU {sku_id} is short at this store: choose another store or fewer units.",
+        ),
+    )
+    UNKNOWN_SKU = 3, _UNKNOWN_SKU
+    UNKNOWN_STORE = 4, _UNKNOWN_STORE
+    STORE_CLOSED = 5, _STORE_CLOSED
+
+
+class RenderVerdict(Verdict):
+    """Answers of render."""
+
+    RENDERED = 1, Answer(Next.FINAL, "动态码已生成。", "The payload is rendered.", success=True)
+    UNKNOWN_CODE = 2, _UNKNOWN_CODE
+    ALREADY_REDEEMED = 3, _ALREADY_REDEEMED
+    VOIDED = 4, _VOIDED
+    EXPIRED = 5, _EXPIRED
+    LOCKED = 6, _LOCKED
+    TOO_MANY_CHANGES = (
+        7,
+        Answer(
+            Next.RETRY,
+            "该提货码变更次数过多，不能预先生成，请逐次刷新。",
+            "The code changed too often to be rendered ahead: ask for one payload at a time.",
+        ),
+    )
+
+
+class RedeemVerdict(Verdict):
+    """Answers of redeem."""
+
+    REDEEMED = 1, Answer(Next.FINAL, "核销成功，请交付商品。", "Redeemed: hand over the goods.", success=True)
+    ALREADY_REDEEMED = 2, _ALREADY_REDEEMED
+    EXPIRED = 3, _EXPIRED
+    VOIDED = 4, _VOIDED
+    STALE_CODE = 5, _STALE_CODE
+    INVALID_CODE = 6, _INVALID_CODE
+    UNKNOWN_CODE = 7, _UNKNOWN_CODE
+    WRONG_STORE = 8, _WRONG_STORE
+    OUT_OF_RANGE = 9, _OUT_OF_RANGE
+    LOCATION_REQUIRED = 10, _LOCATION_REQUIRED
+    LOCATION_UNRELIABLE = 11, _LOCATION_UNRELIABLE
+    PIN_REQUIRED = 12, _PIN_REQUIRED
+    PIN_WRONG = (
+        13,
+        Answer(
+            Next.ASK_CUSTOMER,
+            "提货密码错误，还可尝试 {tries_left} 次。",
+            "Wrong PIN: {tries_left} tries left.",
+        ),
+    )
+    LOCKED = 14, _LOCKED
+    OUT_OF_STOCK = 15, _OUT_OF_STOCK
+    STORE_CLOSED = 16, _STORE_CLOSED
+    NOTHING_LEFT = 17, _NOTHING_LEFT
+
+
+class InspectVerdict(Verdict):
+    """Answers of inspect: what redeem would say now, changing nothing. Refusals have RedeemVerdict's numbers.
+
+    A wrong PIN is never judged here (that would be a free guess): a static code is REDEEMABLE subject to its PIN.
+    """
+
+    REDEEMABLE = 1, Answer(Next.FINAL, "该码有效，可以核销。", "The code is good: it can be redeemed.", success=True)
+    ALREADY_REDEEMED = 2, _ALREADY_REDEEMED
+    EXPIRED = 3, _EXPIRED
+    VOIDED = 4, _VOIDED
+    STALE_CODE = 5, _STALE_CODE
+    INVALID_CODE = 6, _INVALID_CODE
+    UNKNOWN_CODE = 7, _UNKNOWN_CODE
+    WRONG_STORE = 8, _WRONG_STORE
+    OUT_OF_RANGE = 9, _OUT_OF_RANGE
+    LOCATION_REQUIRED = 10, _LOCATION_REQUIRED
+    LOCATION_UNRELIABLE = 11, _LOCATION_UNRELIABLE
+    LOCKED = 14, _LOCKED
+    OUT_OF_STOCK = 15, _OUT_OF_STOCK
+    STORE_CLOSED = 16, _STORE_CLOSED
+
+
+class VoidVerdict(Verdict):
+    """Answers of void."""
+
+    VOIDED = (
+        1,
+        Answer(
+            Next.FINAL,
+            "提货码已作废，预留库存已释放。",
+            "The code is void and its reserved stock is free again.",
+            success=True,
+        ),
+    )
+    ALREADY_VOIDED = 2, Answer(Next.FINAL, "该提货码此前已作废。", "The code was void already.")
+    ALREADY_REDEEMED = 3, _ALREADY_REDEEMED
+    EXPIRED = 4, _EXPIRED
+    UNKNOWN_CODE = 5, _UNKNOWN_CODE
+
+
+class StockVerdict(Verdict):
+    """Answers of receive and adjust."""
+
+    RECEIVED = 1, Answer(Next.FINAL, "入库成功。", "The stock is received.", success=True)
+    ADJUSTED = 2, Answer(Next.FINAL, "库存已调整。", "The stock is adjusted.", success=True)
+    BELOW_ZERO = (
+        3,
+        Answer(
+            Next.FINAL,
+            "商品 {sku_id} 现有 {on_hand} 件，不能扣减到零以下。",
+            "SKU {sku_id} has {on_hand} on hand: it can't go below zero.",
+        ),
+    )
+    ABOVE_LIMIT = (
+        4,
+        Answer(
+            Next.FINAL,
+            "商品 {sku_id} 的库存超出上限。",
+            "SKU {sku_id} would exceed the largest stock figure: check the count.",
+        ),
+    )
+    UNKNOWN_SKU = 5, _UNKNOWN_SKU
+    UNKNOWN_STORE = 6, _UNKNOWN_STORE
