@@ -57,7 +57,9 @@ extensions = [
 
 setup(
     packages=[
-        *find_packages(include=["engine", "engine.*", "ext", "server", "server.*", "loadtests", "loadtests.*"]),
+        *find_packages(
+            include=["engine", "engine.*", "ext", "server", "server.*", "loadtests", "loadtests.*"]
+        ),
         *find_packages("proto"),
     ],
     # Only the generated stubs are mapped: making proto/ itself importable collides with proto-plus.

