@@ -94,7 +94,8 @@ _SETTINGS: Final[Mapping[str, str]] = {
 
 _FAILURES: Final[tuple[tuple[str, str], ...]] = (
     (
-        r"No space left on device|Disk quota exceeded|File too large",
+        # A short write of the AOF is how a disk that fills up shows first.
+        r"No space left on device|Disk quota exceeded|File too large|Short write while writing to the AOF",
         "the disk is full (or a quota is reached): free space on the file system of the data folder, then start again",
     ),
     (

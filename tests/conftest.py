@@ -1,0 +1,55 @@
+"""Fixtures that many tests share: real stores, one per pytest-xdist worker, and private ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import redis
+
+from engine.state.server import EmbeddedServer
+
+StoreFactory = Callable[..., EmbeddedServer]
+
+
+@pytest.fixture(scope="session")
+def store_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a store that all tests of this worker share: never flushed, so use keys of your own."""
+    with EmbeddedServer(tmp_path_factory.mktemp("store") / "data", durability="memory") as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def _flushed_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with EmbeddedServer(tmp_path_factory.mktemp("flushed") / "data", durability="memory") as server:
+        yield server.url
+
+
+@pytest.fixture
+def empty_store_url(_flushed_store: str) -> str:
+    """Address of a store that is empty when the test begins and that no other test uses meanwhile."""
+    with redis.Redis.from_url(_flushed_store) as client:
+        client.flushall()
+        client.script_flush()
+    return _flushed_store
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Iterator[StoreFactory]:
+    """Return a function that starts a private store; it takes the options of EmbeddedServer.
+
+    Without `data_dir` each call makes a new folder; durability is "fsync" unless another is given. All are stopped when
+    the test ends.
+    """
+    with ExitStack() as stack:
+        made = 0
+
+        def start(data_dir: Path | None = None, **options: object) -> EmbeddedServer:
+            nonlocal made
+            made += 1
+            server = EmbeddedServer(data_dir or tmp_path / f"store-{made}", **options)  # type: ignore[arg-type]
+            return stack.enter_context(server)
+
+        yield start
