@@ -1,0 +1,48 @@
+"""Named limits of the wire and of the server; those of the domain are in `engine.limits`.
+
+A thing a caller can size has its bound here, with the reason for the number. Units stand last in the names.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from engine import limits
+
+CODE_CHARS_MAX: Final = 512
+"""A scanned text up to this length is judged (INVALID_CODE); the longest genuine one has 186 characters. Past it the
+caller is no scanner, and gets INVALID_ARGUMENT."""
+RENDER_COUNT_MAX: Final = limits.RENDER_AHEAD_S_MAX // limits.PAYLOAD_LIFE_S_MIN
+"""A day's worth of the shortest payloads."""
+SPLITS_MAX: Final = 16
+"""Parties of one order: payee of the goods, platform, store, three referral levels, and room."""
+PAYEE_CHARS_MAX: Final = 64
+ROLE_CHARS_MAX: Final = 32
+SPLIT_LEVEL_MAX: Final = 3
+"""More than three levels of referral are pyramid selling under Chinese law."""
+PUT_ITEMS_MAX: Final = 1_000
+"""Entries of one put: with the longest names about 0.9 MB on the wire."""
+PAGE_ITEMS_MAX: Final = 1_000
+READ_SKUS_MAX: Final = 1_000
+UNIT_CHARS_MAX: Final = 16
+TIME_ZONE_CHARS_MAX: Final = 64
+SHOWN_CHARS_MAX: Final = 60
+"""How much of an offending value an error message repeats."""
+
+THREADS_DEFAULT: Final = 16
+"""Calls worked on at the same time; each waits mostly for the store."""
+THREADS_MAX: Final = 256
+CALLS_WAITING_MAX: Final = 2_048
+"""Calls accepted and not yet answered; past it the answer is RESOURCE_EXHAUSTED."""
+GRACE_S_DEFAULT: Final = 10.0
+"""How long a stop waits for calls in flight; the longest legitimate one is bounded by the store's timeout of 3 s."""
+GRACE_S_MAX: Final = 600.0
+HEALTH_LOOK_S: Final = 1.0
+"""How often the health service looks whether the store is there."""
+
+CLIENT_TIMEOUT_S_DEFAULT: Final = 10.0
+"""For one try of a call."""
+CLIENT_TRIES_DEFAULT: Final = 5
+CLIENT_WAIT_S_MIN: Final = 0.2
+CLIENT_WAIT_S_MAX: Final = 5.0
+"""Back-off between tries doubles from the first to the second, plus jitter."""
