@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum, StrEnum
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Final, TypeVar
 
@@ -190,8 +191,8 @@ class Keyring:
         generations = [(record.slot, record.generation) for record in self.records]
         active = [record.slot for record in self.records if record.state is KeyState.ACTIVE]
         sound = (
-            all(earlier < later for earlier, later in zip(kids, [*kids[1:], self.next_kid], strict=True))
-            and 1 <= self.next_kid <= KID_MAX + 1
+            all(earlier < later for earlier, later in pairwise([0, *kids, self.next_kid]))
+            and self.next_kid <= KID_MAX + 1
             and self.revision >= 0
             and len(set(generations)) == len(generations)
             and len(set(active)) == len(active)
