@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 NEEDS_NO_LIBCRYPTO = {"geo"}
@@ -39,8 +40,20 @@ if kind not in C_FLAGS:
 
 os.chdir(ROOT)
 build_dir = Path("build")
-kind_file = build_dir / "kind"
-kind_changed = not kind_file.exists() or kind_file.read_text() != kind
+
+
+class BuildKernels(build_ext):
+    """Compiles all kernels again when the kind of build is not that of the last one: both write the same .so files."""
+
+    def run(self) -> None:
+        """Build, then note the kind."""
+        kind_file = build_dir / "kind"
+        self.force = self.force or not kind_file.exists() or kind_file.read_text() != kind
+        self.parallel = self.parallel or os.cpu_count()
+        super().run()
+        build_dir.mkdir(exist_ok=True)
+        kind_file.write_text(kind)
+
 
 extensions = [
     Extension(
@@ -69,11 +82,7 @@ setup(
         # The coverage plugin looks for the C file beside its source; otherwise the tree stays clean.
         build_dir=None if kind == "coverage" else str(build_dir / kind),
         compiler_directives={"language_level": 3, **DIRECTIVES.get(kind, {})},
-        force=kind_changed,
         quiet=True,
     ),
-    options={"build_ext": {"force": kind_changed}},
+    cmdclass={"build_ext": BuildKernels},
 )
-
-build_dir.mkdir(exist_ok=True)
-kind_file.write_text(kind)

@@ -473,7 +473,7 @@ def test_full_disk_is_named(tmp_path: Path) -> None:
     acknowledged = int(answer.stdout.partition("acknowledged ")[2].split()[0])
     with EmbeddedServer(tmp_path / "data") as server, client_of(server) as client:
         assert 0 < acknowledged < 30
-        assert all(client.exists(n) for n in range(acknowledged))
+        assert all(client.exists(str(n)) for n in range(acknowledged))
 
 
 def test_refused_setting_is_a_failed_start(make_store: StoreFactory, tmp_path: Path) -> None:

@@ -1,0 +1,146 @@
+# Recipes for people and for CI (.ci/run). `make help` lists them. Everything lands in .venv and build/ of this folder.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+PICKGATE_BUILD ?= release
+ARGS ?=
+export PICKGATE_BUILD
+
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+KERNELS := $(patsubst ext/%.pyx,ext.%,$(wildcard ext/*.pyx))
+BUILT := build/.built-$(PICKGATE_BUILD)
+PROTOS := proto/pickgate/v1
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo '  PYTHON=python3.12     the interpreter for .venv (default: python3; 3.11 or newer)'
+	@echo '  PICKGATE_BUILD=debug  kind of kernels: release, debug, sanitize, coverage'
+	@echo '  ARGS="-k seal -x"     passed on to pytest by test, soak, sanitize, coverage and bench'
+
+# --- set-up ----------------------------------------------------------------------------------------------------
+
+.PHONY: setup build
+setup: .venv/.installed build ## Make .venv from requirements.lock and build the kernels
+build: $(BUILT) ## Build the kernels that have changed
+
+# One line that says what to install, instead of a page of pip's or the compiler's.
+INSTALL_HINT := apt-get install -y build-essential python3-dev python3-venv libssl-dev
+define REQUIRE_SYSTEM
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo 'make: $(PYTHON) is missing or older than 3.11; install Python 3.11 or newer, or name one: make PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+		|| { echo 'make: $(PYTHON) can not make virtual environments; run: $(INSTALL_HINT)' >&2; exit 1; }
+	@command -v $${CC:-cc} >/dev/null \
+		|| { echo 'make: no C compiler; run: $(INSTALL_HINT)' >&2; exit 1; }
+	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+		printf '#include <Python.h>\nint main(void) { return 0; }\n' >"$$dir/python.c"; \
+		printf '#include <openssl/evp.h>\n#if OPENSSL_VERSION_NUMBER < 0x30000000L\n#error old\n#endif\nint main(void) { return EVP_MD_CTX_new() == 0; }\n' >"$$dir/ssl.c"; \
+		headers=$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
+		$${CC:-cc} -I"$$headers" -c "$$dir/python.c" -o "$$dir/python.o" 2>/dev/null \
+		|| { echo 'make: the C compiler can not find or use Python.h of $(PYTHON); run: $(INSTALL_HINT)' >&2; exit 1; }; \
+		$${CC:-cc} "$$dir/ssl.c" -o "$$dir/ssl" -lcrypto 2>/dev/null \
+		|| { echo 'make: OpenSSL 3.0 or newer with its headers is missing; run: $(INSTALL_HINT)' >&2; exit 1; }
+endef
+
+.venv/.created:
+	$(REQUIRE_SYSTEM)
+	@[ -x $(PY) ] || { echo 'make: creating .venv'; $(PYTHON) -m venv .venv; }
+	@touch $@
+
+.venv/.locked: requirements.lock .venv/.created
+	@echo 'make: installing the locked requirements'
+	@$(PIP) install --require-hashes -r requirements.lock
+	@touch $@
+
+.venv/.installed: pyproject.toml setup.py .venv/.locked
+	@echo 'make: building and installing pickgate ($(PICKGATE_BUILD))'
+	@rm -f build/.built-*
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Another kind of build writes the same .so files, so there is never more than one of these stamps.
+$(BUILT): $(wildcard ext/*.pyx ext/*.pxd) setup.py | .venv/.installed
+	@mkdir -p build; rm -f build/.built-*
+	@$(PY) setup.py --quiet build_ext --inplace
+	@touch $@
+
+# --- use and tests ----------------------------------------------------------------------------------------------
+
+.PHONY: demo test soak bench
+demo: setup ## Issue, show, scan and redeem codes on a real store and server; prints the table
+	@$(PY) examples/demo.py
+
+test: setup ## All tests (the long ones in their short form)
+	@$(PY) -m pytest -n auto $(ARGS)
+
+soak: setup ## All tests in their long form
+	@PICKGATE_SOAK=1 $(PY) -m pytest -n auto $(ARGS)
+
+bench: setup ## Benchmarks: ratios against the reference and plain calls of cryptography, in the same run
+	@$(PY) -m tests.bench $(ARGS)
+
+# --- checks ------------------------------------------------------------------------------------------------------
+
+.PHONY: check stubs stubs-check sanitize coverage
+check: setup ## Lint, format, types, kernel stubs, contract lint, drift of generated files
+	@echo 'check: ruff'; $(PY) -m ruff check --quiet; $(PY) -m ruff format --check --quiet \
+		|| { echo 'check: run make format' >&2; exit 1; }
+	@echo 'check: mypy --strict'; $(PY) -m mypy
+	@echo 'check: stubtest'; $(PY) -m mypy.stubtest --mypy-config-file pyproject.toml $(KERNELS)
+	@echo 'check: buf lint'; .venv/bin/buf lint
+	@$(MAKE) stubs-check
+	@echo 'check: all good'
+
+# $(1): the folder that the generated package tree is written to.
+define GENERATE_STUBS
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m grpc_tools.protoc -Iproto \
+		--python_out=$(1) --mypy_out=quiet:$(1) $(PROTOS)/*.proto
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m grpc_tools.protoc -Iproto \
+		--grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)/*_service.proto
+endef
+
+stubs: setup ## Generate the Python stubs of the contract again
+	@$(call GENERATE_STUBS,proto)
+
+stubs-check: setup
+	@echo 'check: drift of the generated stubs'
+	@rm -rf build/stubs && mkdir -p build/stubs
+	@$(call GENERATE_STUBS,build/stubs)
+	@diff -r --brief -x '*.proto' -x '__init__.py' -x '__pycache__' build/stubs/pickgate/v1 $(PROTOS) \
+		|| { echo 'check: the committed stubs differ from what the .proto files give; run make stubs' >&2; exit 1; }
+
+# The kernels of these two kinds are of no use afterwards (the first can't even be loaded alone): build release again.
+sanitize: setup ## Kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@status=0; $(MAKE) PICKGATE_BUILD=sanitize build && \
+		LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc \
+		$(PY) -m pytest tests/ext -p no:cacheprovider $(ARGS) || status=$$?; \
+		$(MAKE) PICKGATE_BUILD=release build; exit $$status
+
+coverage: setup ## Tests with line coverage, kernels included; the report is htmlcov/index.html
+	@status=0; $(MAKE) PICKGATE_BUILD=coverage build && \
+		{ $(PY) -m coverage run -m pytest $(ARGS); $(PY) -m coverage html --quiet; $(PY) -m coverage report; } || status=$$?; \
+		rm -f ext/*.c; $(MAKE) PICKGATE_BUILD=release build; exit $$status
+
+# --- upkeep -------------------------------------------------------------------------------------------------------
+
+.PHONY: format lock clean
+format: setup ## Format the Python sources and mend what ruff can mend
+	@$(PY) -m ruff check --fix-only --quiet; $(PY) -m ruff format
+
+lock: setup ## Resolve requirements.lock anew from pyproject.toml
+	@.venv/bin/uv pip compile pyproject.toml --group build --group test --group dev --group load --quiet \
+		--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--default-index https://pypi.org/simple --custom-compile-command 'make lock' --upgrade -o requirements.lock
+
+clean: ## Remove what was built (keeps .venv; remove that by hand)
+	@rm -rf build ext/*.so ext/*.c ext/*.html htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache \
+		.hypothesis .benchmarks
+	@rm -f .venv/.installed
