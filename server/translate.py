@@ -19,7 +19,7 @@ from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from engine import calls, limits
-from engine.claims import Channel, EventId, Line, Position, Split, Suite, Terminal, Version
+from engine.claims import Channel, EventId, Line, LineState, Position, Split, Suite, Terminal, Version
 from engine.errors import InvalidInput
 from engine.stores import CatalogueEntry, Mall, Store
 from engine.verdict import Verdict
@@ -158,7 +158,7 @@ def _next(verdict: Verdict) -> types_pb.NextStep.ValueType:
     return types_pb.NextStep.ValueType(verdict.next)
 
 
-def _line_states(lines: Iterable[calls.LineState]) -> list[types_pb.LineState]:
+def _line_states(lines: Iterable[LineState]) -> list[types_pb.LineState]:
     return [types_pb.LineState(sku_id=line.sku_id, count=line.count, left=line.left) for line in lines]
 
 
