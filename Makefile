@@ -11,7 +11,7 @@ ARGS ?=
 export PICKGATE_BUILD
 
 PY := .venv/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check --quiet
+PIP := $(PY) -m pip --disable-pip-version-check -qq
 KERNELS := $(patsubst ext/%.pyx,ext.%,$(wildcard ext/*.pyx))
 BUILT := build/.built-$(PICKGATE_BUILD)
 PROTOS := proto/pickgate/v1

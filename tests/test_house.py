@@ -1,0 +1,170 @@
+"""The house itself: what builds it says what is wrong in one line, and its lists agree with one another."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCK = (ROOT / "requirements.lock").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def normal(name: str) -> str:
+    """PEP 503."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def locked() -> dict[str, int]:
+    """Names in the lock and how many hashes each has."""
+    found: dict[str, int] = {}
+    for block in re.split(r"\n(?=[A-Za-z0-9])", LOCK):
+        if match := re.match(r"([A-Za-z0-9._-]+)==", block):
+            found[normal(match[1])] = found.get(normal(match[1]), 0) + block.count("--hash=sha256:")
+    return found
+
+
+def test_everything_asked_for_is_locked_with_hashes() -> None:
+    asked = [*PROJECT["project"]["dependencies"], *PROJECT["build-system"]["requires"]]
+    for group in PROJECT["dependency-groups"].values():
+        asked += group
+    names = {normal(re.match(r"[A-Za-z0-9._-]+", text)[0]) for text in asked}  # type: ignore[index]
+    hashes = locked()
+    assert names <= set(hashes)
+    assert [name for name, count in hashes.items() if count == 0] == []
+
+
+def test_every_dependency_of_the_service_is_bounded() -> None:
+    assert [text for text in PROJECT["project"]["dependencies"] if ">=" not in text or "<" not in text] == []
+
+
+def test_the_lock_names_no_index_and_no_path() -> None:
+    assert (
+        re.findall(r"https?:|file:|://|--(?:index|extra-index|find-links|trusted)| @ |^-e|^/", LOCK, re.M)
+        == []
+    )
+
+
+def test_no_index_takes_this_package() -> None:
+    assert "Private :: Do Not Upload" in PROJECT["project"]["classifiers"]
+
+
+def test_every_kernel_has_declarations_and_types() -> None:
+    kernels = sorted((ROOT / "ext").glob("*.pyx"))
+    assert kernels
+    missing = [
+        kernel.with_suffix(suffix).name
+        for kernel in kernels
+        for suffix in (".pxd", ".pyi")
+        if not kernel.with_suffix(suffix).exists()
+    ]
+    assert missing == []
+
+
+def test_every_package_is_found_by_the_build() -> None:
+    """A folder with Python files but without __init__.py would be missing from an installed pickgate."""
+    homeless = {
+        path.parent.relative_to(ROOT).as_posix()
+        for folder in ("engine", "ext", "server", "loadtests", "proto/pickgate")
+        for path in (ROOT / folder).rglob("*.py")
+        if not (path.parent / "__init__.py").exists()
+    }
+    assert homeless == set()
+
+
+def test_unknown_kind_of_build_is_refused() -> None:
+    answer = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=ROOT,
+        env={**os.environ, "PICKGATE_BUILD": "fast"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode != 0
+    assert "PICKGATE_BUILD='fast'" in answer.stderr
+    assert "release, debug, sanitize, coverage" in answer.stderr
+
+
+def run_make(*words: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    make = shutil.which("make")
+    assert make
+    # Not those of a surrounding make: they would carry its flags and its job server into this one.
+    env = {
+        k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "CC")
+    }
+    return subprocess.run(
+        [make, *words],
+        cwd=cwd,
+        env={**env, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_help_lists_every_public_recipe() -> None:
+    text = (ROOT / "Makefile").read_text()
+    public = set(re.findall(r"^\.PHONY: (.+)$", text, re.M))
+    recipes = {name for line in public for name in line.split()} - {"stubs-check"}
+    listed = re.findall(r"^  make (\S+) +\S", run_make("help", cwd=ROOT).stdout, re.M)
+    assert set(listed) == recipes
+    assert len(listed) == len(recipes)
+
+
+def compiler_without(header: str, folder: Path) -> str:
+    """A compiler that compiles everything but sources that include `header`."""
+    path = folder / "cc-without"
+    path.write_text(
+        f'#!/bin/sh\nfor word; do case "$word" in *.c) grep -q "{header}" "$word" && exit 1 ;; esac; done\nexec cc "$@"\n'
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("python", "is missing or older than 3.11"),
+        ("old python", "is missing or older than 3.11"),
+        ("venv", "can not make virtual environments; run: apt-get install -y"),
+        ("compiler", "no C compiler; run: apt-get install -y build-essential"),
+        ("Python.h", "can not find or use Python.h"),
+        ("openssl/evp.h", "OpenSSL 3.0 or newer with its headers is missing; run: apt-get install"),
+    ],
+)
+def test_what_the_system_lacks_is_said_in_one_line(tmp_path: Path, missing: str, message: str) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    environ = {"PYTHON": sys.executable}
+    fake = tmp_path / "python"
+    match missing:
+        case "python":
+            environ["PYTHON"] = str(tmp_path / "nowhere")
+        case "old python":
+            fake.write_text("#!/bin/sh\nexit 1\n")
+            environ["PYTHON"] = str(fake)
+        case "venv":
+            fake.write_text(
+                f'#!/bin/sh\ncase "$*" in *ensurepip*) exit 1 ;; esac\nexec {sys.executable} "$@"\n'
+            )
+            environ["PYTHON"] = str(fake)
+        case "compiler":
+            environ["CC"] = str(tmp_path / "nowhere")
+        case header:
+            environ["CC"] = compiler_without(header, tmp_path)
+    if fake.exists():
+        fake.chmod(0o755)
+    answer = run_make(".venv/.created", cwd=tmp_path, **environ)
+    assert answer.returncode != 0
+    ours = [line for line in answer.stderr.splitlines() if not line.startswith("make: ***")]
+    assert len(ours) == 1
+    assert message in ours[0]
+    assert not (tmp_path / ".venv").exists()
