@@ -9,7 +9,8 @@ and what may be stored afterwards is `distance_bucket`.
 prime vertical, at the mid-latitude of the two points (W. Torge, J. Mueller, *Geodesy*, 4th ed., section 4.1.3):
 d^2 = (M dlat)^2 + (N cos(lat) dlon)^2. Below 80 degrees of latitude it is within 0.1 % of the geodesic up to 10 km
 and within 0.5 % up to 100 km (tests/ext/test_geo_distance.py measures it). Farther, and nearer to the poles, it is
-an estimate that errs on the long side (never by more than 1 % on the short one). A sphere of mean radius would err by up to 0.56 % at any distance.
+an estimate that errs on the long side (on the short one by less than 1 %). A sphere of mean radius would err by up
+to 0.56 % at any distance.
 
 **Datums.** GCJ-02 was never published. The formula is the one in common use since 2010, public as
 *eviltransform*, with the axes of Krasovsky's ellipsoid; BD-09 is Baidu's further shift as it is commonly known.
