@@ -35,7 +35,9 @@ LABEL_PIN: Final = b"pickgate/pin/1:"
 _TYPED: Final = re.compile(r"[0-9]{16}|[0-9]{4}(?: [0-9]{4}){3}|[0-9]{4}(?:-[0-9]{4}){3}")
 
 
-def uid_candidates(prf: Prf, mall_id: int, request_id: bytes, version: int, partition: int) -> tuple[bytes, ...]:
+def uid_candidates(
+    prf: Prf, mall_id: int, request_id: bytes, version: int, partition: int
+) -> tuple[bytes, ...]:
     """The four uids, 8 bytes each, that a request to issue may get: the first that is free is the one.
 
     The same request always has the same four, which is how a retry finds the record that the first try made. mall_id:
@@ -54,7 +56,8 @@ def uid_candidates(prf: Prf, mall_id: int, request_id: bytes, version: int, part
         LABEL_UID + mall_id.to_bytes(4) + len(request_id).to_bytes(1) + request_id + int(version).to_bytes(1)
     )
     return tuple(
-        _uid(int.from_bytes(drawn[at : at + UID_SIZE]), version, partition) for at in range(0, len(drawn), UID_SIZE)
+        _uid(int.from_bytes(drawn[at : at + UID_SIZE]), version, partition)
+        for at in range(0, len(drawn), UID_SIZE)
     )
 
 
@@ -89,8 +92,8 @@ def uid_of_typed(text: str, prfs: Sequence[Prf]) -> bytes | None:
     """The uid that a typed form stands for, or None for everything that :func:`typed_of` didn't make.
 
     text: exactly 16 digits, or four groups of four joined by single spaces or by single hyphens. prfs: the serial
-    keys in use, one or two, else ``ValueError``. All of them are always computed, so neither the answer nor its time
-    tells how a text was wrong.
+    keys in use, one or two, else ``ValueError``. Each of them is computed whether or not one before it agreed, and one
+    answer covers every way to be wrong.
     """
     if not 1 <= len(prfs) <= TYPED_KEYS_MAX:
         raise ValueError(f"{len(prfs)} serial keys, expected 1 to {TYPED_KEYS_MAX}")

@@ -17,7 +17,9 @@ from typing import Final
 
 _choice = os.environ.get("PICKGATE_PURE", "")
 if _choice not in ("", "0", "1"):
-    raise ImportError(f"PICKGATE_PURE is {_choice!r}; set it to 1 for the pure Python twin, or to 0 for the kernels")
+    raise ImportError(
+        f"PICKGATE_PURE is {_choice!r}; set it to 1 for the pure Python twin, or to 0 for the kernels"
+    )
 
 PURE: Final[bool] = _choice == "1"
 """True when the pure Python twin was asked for."""

@@ -4,7 +4,11 @@ Big-endian groups of five bits as in RFC 4648, section 6, without padding; only 
 alone, no look-alikes, no hyphens, no check symbol. The bits of the last character that carry no data are zero.
 """
 
-from collections.abc import Buffer, Iterable
+from collections.abc import Iterable
+
+from typing_extensions import Buffer
+
+__pyx_capi__: dict[str, object]
 
 def encode(data: bytes) -> str:
     """The text of some bytes: ceil(8 * n / 5) characters."""

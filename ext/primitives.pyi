@@ -4,11 +4,14 @@ Everything takes and gives ``bytes``. Suites are those of :class:`ext.claims.Sui
 ``MemoryError`` when libcrypto has none left.
 """
 
-from collections.abc import Buffer, Sequence
-from typing import Final, NoReturn, final
+from collections.abc import Sequence
+from typing import Final, NoReturn, Self, final
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Buffer
+
+__pyx_capi__: dict[str, object]
 
 def aes_256_ctr(key: bytes, iv: bytes, data: bytes) -> bytes:
     """AES-256 in counter mode (FIPS 197; NIST SP 800-38A, section 6.5); its own inverse.
@@ -49,7 +52,7 @@ class Prf:
     suite: Final[int]
     """1 or 2."""
 
-    def __init__(self, suite: int, key: bytes) -> None:
+    def __new__(cls, suite: int, key: bytes) -> Self:
         """key: exactly 32 bytes. Raises ``ValueError`` otherwise, and for an unknown suite."""
 
     def one(self, message: bytes) -> bytes:

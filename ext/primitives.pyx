@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=True, wraparound=False
+# cython: language_level=3, boundscheck=True, wraparound=False, autotestdict=False
 """Ciphers, digests, HMAC, HKDF and a keyed PRF, on libcrypto's EVP. See primitives.pyi."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -154,7 +154,7 @@ cdef int hkdf_key(int suite, const unsigned char *secret, size_t secret_size, co
                 and EVP_DigestUpdate(state.work, block, DIGEST_SIZE)
                 and EVP_DigestFinal_ex(state.work, block, NULL))
         if good:
-            take = size - done if size - done < DIGEST_SIZE else <size_t> DIGEST_SIZE
+            take = size - done if size - done < <size_t> DIGEST_SIZE else <size_t> DIGEST_SIZE
             memcpy(out + done, block, take)
             done += take
     OPENSSL_cleanse(prk, DIGEST_SIZE)

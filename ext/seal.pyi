@@ -3,11 +3,12 @@
 Rows are those of :data:`ext.claims.CLAIMS`. A single code is a batch of one.
 """
 
-from collections.abc import Buffer, Sequence
+from collections.abc import Sequence
 from typing import NoReturn, final
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Buffer
 
 @final
 class KeyTable:
@@ -22,7 +23,7 @@ class KeyTable:
     def __len__(self) -> int:
         """How many keys there are."""
 
-    def __contains__(self, kid: object) -> bool: ...
+    def __contains__(self, kid: object, /) -> bool: ...
     def add(
         self,
         kid: int,

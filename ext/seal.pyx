@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=True, wraparound=False
+# cython: language_level=3, boundscheck=True, wraparound=False, autotestdict=False
 """Seal and open pickup payloads, in batches. See seal.pyi; the layouts and the checks F1 to F10 are in docs/format.md.
 
 Nothing here reads unauthenticated bytes further than it must: length, text form, header and kid come before the tag,
@@ -17,7 +17,7 @@ import threading
 
 import numpy as np
 
-from ext.claims import CLAIMS
+from ext.claims import CLAIMS as _CLAIMS
 
 from ext.base32 cimport BASE32_ALPHABET, BASE32_OK, base32_decode, base32_encode
 from ext.libcrypto cimport (
@@ -90,7 +90,7 @@ cdef const unsigned char *_label_mac = b"pickgate/mac/1:"
 cdef const unsigned char *_label_tag = b"pickgate/tag/1:"
 cdef const unsigned char *_label_sig = b"pickgate/sig/1:"
 
-if CLAIMS.itemsize != sizeof(Claims) or [CLAIMS.fields[name][1] for name in CLAIMS.names] != [
+if _CLAIMS.itemsize != sizeof(Claims) or [_CLAIMS.fields[name][1] for name in _CLAIMS.names] != [
         0, 1, 2, 4, 6, 8, 16, 20, 24, 28, 32, 36]:
     raise ImportError("ext.claims.CLAIMS and the Claims struct of ext/seal.pxd differ; run `make build`")
 
@@ -480,7 +480,7 @@ cdef bytes _sealed(KeyTable table, object kid, object claims):
     cdef bytes out
     cdef unsigned char *target
     cdef int good = 1
-    if not isinstance(claims, np.ndarray) or claims.dtype != CLAIMS or claims.ndim != 1:
+    if not isinstance(claims, np.ndarray) or claims.dtype != _CLAIMS or claims.ndim != 1:
         raise ValueError("claims must be a one-dimensional array of ext.claims.CLAIMS")
     # A copy: what is checked below must be what is sealed, whatever other threads do to the caller's array.
     cdef bytes copied = claims.tobytes()
@@ -537,7 +537,7 @@ cdef object _opened(KeyTable table, const unsigned char[::1] data, object offset
     cdef Py_ssize_t i
     cdef unsigned char empty = 0
     cdef const unsigned char *source = &data[0] if data.shape[0] else &empty
-    cdef object out = np.zeros(n, dtype=CLAIMS)
+    cdef object out = np.zeros(n, dtype=_CLAIMS)
     cdef Py_buffer view
     cdef Claims *rows
     cdef int good = 1

@@ -8,6 +8,8 @@ Private keys: 32 bytes (Ed25519 seed; SM2 scalar d, big-endian, 1 <= d <= n - 2)
 or bytes that are not a key, raise ``ValueError``.
 """
 
+__pyx_capi__: dict[str, object]
+
 def generate(suite: int) -> tuple[bytes, bytes]:
     """A new private key from libcrypto's random generator, and its public key."""
 
