@@ -28,7 +28,9 @@ help: ## This list
 
 .PHONY: setup build
 setup: .venv/.installed build ## Make .venv from requirements.lock and build the kernels
+	@:
 build: $(BUILT) ## Build the kernels that have changed
+	@:
 
 # One line that says what to install, instead of a page of pip's or the compiler's.
 INSTALL_HINT := apt-get install -y build-essential python3-dev python3-venv libssl-dev
@@ -60,13 +62,12 @@ endef
 	@touch $@
 
 .venv/.installed: pyproject.toml setup.py .venv/.locked
-	@echo 'make: building and installing pickgate ($(PICKGATE_BUILD))'
-	@rm -f build/.built-*
-	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@PICKGATE_BUILD=none $(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # Another kind of build writes the same .so files, so there is never more than one of these stamps.
 $(BUILT): $(wildcard ext/*.pyx ext/*.pxd) setup.py | .venv/.installed
+	@echo 'make: building the kernels ($(PICKGATE_BUILD))'
 	@mkdir -p build; rm -f build/.built-*
 	@$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
