@@ -20,8 +20,8 @@ PAYEE_CHARS_MAX: Final = 64
 ROLE_CHARS_MAX: Final = 32
 SPLIT_LEVEL_MAX: Final = 3
 """More than three levels of referral are pyramid selling under Chinese law."""
-PUT_ITEMS_MAX: Final = 1_000
-"""Entries of one put: with the longest names about 0.9 MB on the wire."""
+PUT_ITEMS_MAX: Final = limits.BATCH_MAX
+"""Entries of one put: one script call, so that a put happens whole or not at all."""
 PAGE_ITEMS_MAX: Final = 1_000
 READ_SKUS_MAX: Final = 1_000
 UNIT_CHARS_MAX: Final = 16

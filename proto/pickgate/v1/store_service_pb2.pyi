@@ -185,7 +185,7 @@ class PutMallsRequest(_message.Message):
     """Who caused it, for the record; at most 64 characters."""
     @_builtins.property
     def malls(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mall]:
-        """1 .. 1,000."""
+        """1 .. 256."""
 
     def __init__(
         self,
@@ -237,7 +237,7 @@ class PutStoresRequest(_message.Message):
     """Who caused it, for the record; at most 64 characters."""
     @_builtins.property
     def stores(self) -> _containers.RepeatedCompositeFieldContainer[Global___Store]:
-        """1 .. 1,000."""
+        """1 .. 256."""
 
     def __init__(
         self,
@@ -289,7 +289,7 @@ class PutCatalogueRequest(_message.Message):
     """Who caused it, for the record; at most 64 characters."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___CatalogueEntry]:
-        """1 .. 1,000."""
+        """1 .. 256."""
 
     def __init__(
         self,

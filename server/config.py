@@ -1,0 +1,286 @@
+"""Configuration: flags over environment over file over defaults, with checked types.
+
+The file is TOML with the keys of `Settings` at its top level; its name comes from --config, PICKGATE_CONFIG, or is
+`pickgate.toml` in the current folder if there is one. In the environment a key is written PICKGATE_<KEY>, lists separated
+by commas. Every mistake is a ConfigError that names the key, its value, where it came from, and what was expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from engine import limits
+from engine.errors import ConfigError
+from server import bounds
+
+PREFIX: Final = "PICKGATE_"
+FILE_VARIABLE: Final = "PICKGATE_CONFIG"
+FILE_DEFAULT: Final = "pickgate.toml"
+PASSPHRASE_VARIABLE: Final = "PICKGATE_PASSPHRASE"
+"""The passphrase itself; a file is better, since a process' environment can be read by more than itself."""
+PORT_DEFAULT: Final = 7425
+"""P-I-C-K on a telephone's keys; in the user range of RFC 6335, above the ports that need privileges."""
+
+_OTHER_VARIABLES: Final = frozenset(
+    {FILE_VARIABLE, PASSPHRASE_VARIABLE, "PICKGATE_PURE", "PICKGATE_BUILD", "PICKGATE_SOAK"}
+)
+# Kubernetes sets these in every container beside a Service that is called "pickgate".
+_FOREIGN_VARIABLES: Final = re.compile(r"PICKGATE_(SERVICE_(HOST|PORT).*|PORT|PORT_\d+_.*)")
+_PATHS: Final = frozenset({"data_dir", "store_binary", "passphrase_file"})
+_SOCKET_PATH_BYTES_MAX: Final = 107
+"""unix(7): sun_path has 108 bytes, one of them the closing zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """One address to listen on, as gRPC writes it; `port` 0 asks for a free one, None is a unix socket."""
+
+    address: str
+    port: int | None
+
+
+def parse_listen(text: str) -> Listen:
+    """Read "host:port" or "unix:/path". Raises ValueError, also for an address that others could reach.
+
+    Callers are not authenticated on these listeners, and nothing is encrypted: only this machine may reach them.
+    """
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        path = path.removeprefix("//") if path.startswith("///") else path
+        if not path or len(path.encode()) > _SOCKET_PATH_BYTES_MAX:
+            raise ValueError(f"a socket's path has 1 .. {_SOCKET_PATH_BYTES_MAX} bytes")
+        return Listen(f"unix:{path}", None)
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+        raise ValueError("write host:port or unix:/path")
+    if not _is_loopback(host):
+        raise ValueError(
+            f"{host} can be reached from other machines, and this listener has no TLS: listen on 127.0.0.1, [::1] or "
+            "a unix socket, and put a proxy that ends TLS and knows its callers before it"
+        )
+    return Listen(f"{host}:{int(port)}", int(port))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _listens(value: object) -> object:
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, list | tuple):
+        return tuple(parse_listen(part) if isinstance(part, str) else part for part in value)
+    return value
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
+
+
+_Whole = Annotated[int, BeforeValidator(_no_bool)]
+_Seconds = Annotated[float, BeforeValidator(_no_bool)]
+
+
+class Settings(BaseModel):
+    """All settings. A field's description is what an error message says was expected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
+
+    # --- where the state is
+    data_dir: Path = Field(description="a folder for the embedded store and its keys")
+    store_url: str = Field(
+        default="",
+        description="redis://host:port/0, rediss://host:port/0 or unix:///path, or '' for the embedded store",
+        pattern=r"^((rediss?|unix)://.+)?$",
+    )
+    store_binary: Path | None = Field(default=None, description="path of a valkey-server or redis-server")
+    durability: Literal["memory", "fsync", "replicated"] = Field(
+        default="fsync", description="memory, fsync or replicated"
+    )
+    replicas: _Whole = Field(default=0, ge=0, le=16, description="0 .. 16 copies that must have each change")
+    partitions: _Whole = Field(
+        default=limits.PARTITIONS_DEFAULT,
+        ge=1,
+        le=limits.PARTITIONS_MAX,
+        description=f"1 .. {limits.PARTITIONS_MAX}, when the deployment is created",
+    )
+    passphrase_file: Path | None = Field(
+        default=None, description="path of a file with the keyring's passphrase"
+    )
+
+    # --- the server
+    listen: Annotated[tuple[Listen, ...], BeforeValidator(_listens)] = Field(
+        default=(Listen(f"127.0.0.1:{PORT_DEFAULT}", PORT_DEFAULT),),
+        min_length=1,
+        description="a list of loopback addresses host:port or unix:/path",
+    )
+    threads: _Whole = Field(
+        default=bounds.THREADS_DEFAULT,
+        ge=1,
+        le=bounds.THREADS_MAX,
+        description=f"1 .. {bounds.THREADS_MAX} calls worked on at the same time",
+    )
+    grace_s: _Seconds = Field(
+        default=bounds.GRACE_S_DEFAULT,
+        ge=0,
+        le=bounds.GRACE_S_MAX,
+        description=f"0 .. {bounds.GRACE_S_MAX:g} seconds",
+        allow_inf_nan=False,
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="debug, info, warning or error"
+    )
+
+    # --- the clients among the commands
+    target: str = Field(default="", description="address of a server, host:port or unix:/path")
+    timeout_s: _Seconds = Field(
+        default=bounds.CLIENT_TIMEOUT_S_DEFAULT,
+        gt=0,
+        le=600,
+        description="more than 0, up to 600 seconds",
+        allow_inf_nan=False,
+    )
+    mall_id: _Whole = Field(default=0, ge=0, le=limits.ID_MAX, description=f"a mall, 1 .. {limits.ID_MAX}")
+    store_id: _Whole = Field(default=0, ge=0, le=limits.ID_MAX, description=f"a store, 1 .. {limits.ID_MAX}")
+    terminal_id: _Whole = Field(
+        default=0, ge=0, le=limits.ID_MAX, description=f"a terminal, 1 .. {limits.ID_MAX}"
+    )
+
+    @property
+    def embedded(self) -> bool:
+        """True when the server brings its own store."""
+        return not self.store_url
+
+    @property
+    def server_address(self) -> str:
+        """Where clients find the server: `target`, or the first address it listens on."""
+        return self.target or self.listen[0].address
+
+
+def load(
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    *,
+    file: Path | None = None,
+    folder: Path | None = None,
+) -> Settings:
+    """Put the settings together.
+
+    Args:
+        flags: settings given on the command line, by key; None means not given.
+        environ: the environment.
+        file: the configuration file; None: the one of PICKGATE_CONFIG, else `pickgate.toml` in `folder`, if there.
+        folder: the current folder; None means Path.cwd().
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or value, a file that can't be read.
+    """
+    folder = folder or Path.cwd()
+    layers: list[tuple[str, Mapping[str, object]]] = [
+        ("the default", {"data_dir": _data_dir_default(environ, folder)}),
+        _file_layer(environ, file, folder),
+        ("the environment", _environment_layer(environ)),
+        ("the command line", {key: value for key, value in flags.items() if value is not None}),
+    ]
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, layer in layers:
+        values |= layer
+        origins |= dict.fromkeys(layer, origin)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise _config_error(error, values, origins) from None
+
+
+def redacted(url: str) -> str:
+    """Write a store's URL without its password."""
+    parts = urlsplit(url)
+    if not parts.password:
+        return url
+    return parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}").geturl()
+
+
+def _data_dir_default(environ: Mapping[str, str], folder: Path) -> Path:
+    """$XDG_STATE_HOME/pickgate (XDG Base Directory Specification 0.8), else pickgate-data in the current folder."""
+    state_home = environ.get("XDG_STATE_HOME", "")
+    return Path(state_home) / "pickgate" if state_home.startswith("/") else folder / "pickgate-data"
+
+
+def _file_layer(environ: Mapping[str, str], file: Path | None, folder: Path) -> tuple[str, dict[str, object]]:
+    if file is None and environ.get(FILE_VARIABLE):
+        file = Path(environ[FILE_VARIABLE])
+    if file is None:
+        file = folder / FILE_DEFAULT
+        if not file.exists():
+            return "", {}
+    try:
+        with file.open("rb") as content:
+            values = tomllib.load(content)
+    except OSError as error:
+        raise ConfigError(
+            f"the configuration file {file} can't be read: {error.strerror}", field="config"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration file {file} is not TOML: {error}", field="config") from None
+    for key in _PATHS & values.keys():
+        if isinstance(values[key], str):
+            # A path in a file means the same from wherever the command is run.
+            values[key] = str(file.absolute().parent / values[key])
+    return str(file), values
+
+
+def _environment_layer(environ: Mapping[str, str]) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for name, value in environ.items():
+        if not name.startswith(PREFIX) or name in _OTHER_VARIABLES or _FOREIGN_VARIABLES.fullmatch(name):
+            continue
+        key = name.removeprefix(PREFIX).lower()
+        if key not in Settings.model_fields:
+            raise _unknown(key, f"{name}={_shown(key, value)}", "the environment")
+        values[key] = value
+    return values
+
+
+def _config_error(
+    error: ValidationError, values: Mapping[str, object], origins: Mapping[str, str]
+) -> ConfigError:
+    first = error.errors(include_url=False, include_context=False)[0]
+    key = str(first["loc"][0]) if first["loc"] else ""
+    value = _shown(key, values.get(key))
+    origin = origins.get(key, "the default")
+    if first["type"] == "extra_forbidden":
+        return _unknown(key, f"{key} = {value}", origin)
+    expected = Settings.model_fields[key].description
+    why = first["msg"].removeprefix("Value error, ")
+    return ConfigError(f"{key} = {value} (from {origin}): {why}; expected {expected}", field=key)
+
+
+def _unknown(key: str, written: str, origin: str) -> ConfigError:
+    near = difflib.get_close_matches(key, Settings.model_fields, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(Settings.model_fields)}"
+    return ConfigError(f"{written} (from {origin}): there is no such setting; {hint}", field=key)
+
+
+def _shown(key: str, value: object) -> str:
+    if key == "store_url" and isinstance(value, str):
+        value = redacted(value)
+    shown = repr(str(value) if isinstance(value, Path) else value)
+    return shown if len(shown) <= bounds.SHOWN_CHARS_MAX else shown[: bounds.SHOWN_CHARS_MAX] + "…"

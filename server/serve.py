@@ -1,0 +1,157 @@
+"""The server: one gRPC port over one open deployment, with health and reflection, and a stop that loses nothing.
+
+It listens on loopback and unix sockets only (`server.config.parse_listen` says why).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Final, Self
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from engine import limits
+from engine.deployment import Deployment
+from engine.errors import PickgateError, SetupError
+from server import bounds, services
+from server.config import Listen
+
+_log = logging.getLogger(__name__)
+
+_OPTIONS: Final = (
+    # One listener per port: a second server on it is a mistake to be told, not a second half of the traffic.
+    ("grpc.so_reuseport", 0),
+    # Above the largest request of any method; `services` bounds each method by itself and answers past it with a reason.
+    ("grpc.max_receive_message_length", limits.BULK_MESSAGE_BYTES_MAX + limits.MESSAGE_BYTES_MAX),
+    # Answers are bounded by what was asked: at most BULK_MAX outcomes, or the figures of one store.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_metadata_size", limits.MESSAGE_BYTES_MAX),
+    # A terminal behind a mobile network may ping an idle connection to keep its NAT entry, not more often than this.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # And a dead peer is noticed without it.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+
+class Server:
+    """A gRPC server over an open deployment. Use it as a context manager, or call `start` and `stop`.
+
+    Args:
+        deployment: open; it stays the caller's to close, after `stop`.
+        listen: where to listen, at least one.
+        threads: calls worked on at the same time.
+        look: raises PickgateError while calls can't be answered; asked each second for the health service.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        listen: Sequence[Listen],
+        *,
+        threads: int = bounds.THREADS_DEFAULT,
+        look: Callable[[], object],
+    ) -> None:
+        self._listen = tuple(listen)
+        self._look = look
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pickgate-call")
+        # Watchers of the health service wait on the connection, not on a thread of the calls.
+        self._health = health.HealthServicer(
+            experimental_non_blocking=True,
+            experimental_thread_pool=ThreadPoolExecutor(1, thread_name_prefix="pickgate-health"),
+        )
+        self._names = ("", *(service.full_name for service in services.SERVICES))
+        self._server = grpc.server(
+            self._pool,
+            handlers=services.handlers(deployment),
+            options=_OPTIONS,
+            maximum_concurrent_rpcs=bounds.CALLS_WAITING_MAX,
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (*self._names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="pickgate-health-look", daemon=True)
+        self.addresses: tuple[str, ...] = ()
+        """Where it listens, with the real ports; set by `start`."""
+
+    def start(self) -> Self:
+        """Listen and answer. Raises SetupError when an address can't be had."""
+        self.addresses = tuple(self._bind(listen) for listen in self._listen)
+        self._tell_health(self._healthy())
+        self._server.start()
+        self._watcher.start()
+        return self
+
+    def stop(self, grace_s: float = bounds.GRACE_S_DEFAULT) -> None:
+        """Take no new calls, let those in flight finish for at most `grace_s` seconds, then cut off the rest.
+
+        Health says NOT_SERVING first, so that balancers send new calls elsewhere. Stopping twice changes nothing.
+        """
+        self._stopping.set()
+        self._health.enter_graceful_shutdown()
+        self._server.stop(grace_s).wait()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        # A call that was cut off may still wait for the store, whose timeout bounds it; then the deployment can close.
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _bind(self, listen: Listen) -> str:
+        try:
+            port = self._server.add_insecure_port(listen.address)
+        except RuntimeError:
+            port = 0
+        if not port:
+            raise SetupError(
+                f"can't listen on {listen.address}: another process listens there, or the address is not this "
+                "machine's; stop the other one or choose another address",
+                field="listen",
+            )
+        if listen.port is None:
+            return listen.address
+        return f"{listen.address.rpartition(':')[0]}:{port}"
+
+    def _healthy(self) -> bool:
+        try:
+            self._look()
+        except PickgateError as error:
+            _log.warning("not serving: %s: %s", error.slug, error.message)
+            return False
+        except Exception:
+            _log.exception("not serving: the look at the store failed")
+            return False
+        return True
+
+    def _tell_health(self, healthy: bool) -> None:
+        status = (
+            health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for name in self._names:
+            self._health.set(name, status)
+
+    def _watch(self) -> None:
+        told: bool | None = None
+        while not self._stopping.wait(bounds.HEALTH_LOOK_S):
+            healthy = self._healthy()
+            if healthy is not told:
+                # After enter_graceful_shutdown() the service ignores what is set here.
+                self._tell_health(healthy)
+                if told is not None:
+                    _log.warning("serving again" if healthy else "health says NOT_SERVING now")
+                told = healthy

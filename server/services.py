@@ -1,0 +1,318 @@
+"""The services: parse, translate, ask the engine, translate back. Thin: what a call means is in the engine.
+
+Handlers take and give raw bytes. So a request that can't be parsed gets the same kind of answer as any other bad input (gRPC's
+own deserialising answers with an internal error), and the length of a message is bounded for each method.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from grpc_status import rpc_status
+
+from engine import calls, issuance, limits, redemption, stock
+from engine.deployment import Deployment
+from engine.errors import NotFound, PickgateError
+from pickgate.v1 import code_service_pb2 as code_pb
+from pickgate.v1 import redemption_service_pb2 as redemption_pb
+from pickgate.v1 import stock_service_pb2 as stock_pb
+from pickgate.v1 import store_service_pb2 as store_pb
+from server import checks, statuses, translate
+
+_log = logging.getLogger(__name__)
+
+A = TypeVar("A")
+Q = TypeVar("Q", bound=Message)
+
+PACKAGE: Final = "pickgate.v1"
+SERVICES: Final = tuple(
+    file.DESCRIPTOR.services_by_name[name]
+    for file, name in (
+        (redemption_pb, "RedemptionService"),
+        (code_pb, "CodeService"),
+        (stock_pb, "StockService"),
+        (store_pb, "StoreService"),
+    )
+)
+"""Descriptors of the services that this server has."""
+
+
+class Method(NamedTuple, Generic[Q]):
+    """One method: the message it takes, its implementation, and the largest request in bytes."""
+
+    request: type[Q]
+    call: Callable[[Deployment, Q], Message]
+    bytes_max: int = limits.MESSAGE_BYTES_MAX
+
+
+def _one(outcomes: Sequence[A | PickgateError]) -> A:
+    """The outcome of a batch of one, its error raised."""
+    (outcome,) = outcomes
+    if isinstance(outcome, PickgateError):
+        raise outcome
+    return outcome
+
+
+def _time_zone(deployment: Deployment, store_id: int) -> str:
+    store = deployment.control.store(store_id)
+    return translate.TIME_ZONE_DEFAULT if store is None else store.time_zone
+
+
+# --- RedemptionService --------------------------------------------------------------------------------------------
+
+
+def _redeem(deployment: Deployment, message: redemption_pb.RedeemRequest) -> Message:
+    request = translate.redeem_request(message)
+    answer = _one(redemption.redeem(deployment, [request]))
+    return translate.redeem_response(
+        request.request_id, answer, _time_zone(deployment, request.terminal.store_id)
+    )
+
+
+def _inspect(deployment: Deployment, message: redemption_pb.InspectRequest) -> Message:
+    request = translate.inspect_request(message)
+    answer = _one(redemption.inspect(deployment, [request]))
+    return translate.inspect_response(answer, _time_zone(deployment, request.terminal.store_id))
+
+
+# --- CodeService --------------------------------------------------------------------------------------------------
+
+
+def _issue(deployment: Deployment, message: code_pb.IssueRequest) -> Message:
+    request = translate.issue_request(message)
+    return translate.issue_response(request.request_id, _one(issuance.issue(deployment, [request])))
+
+
+def _issue_batch(deployment: Deployment, message: code_pb.IssueBatchRequest) -> Message:
+    """Each item is decided on its own, so the misshapen ones are told apart before the others go to the engine."""
+    checks.length(message.requests, "requests", 1, limits.BULK_MAX)
+    outcomes: list[code_pb.IssueOutcome | None] = []
+    sound: list[calls.IssueRequest] = []
+    for item in message.requests:
+        try:
+            sound.append(translate.issue_request(item))
+            outcomes.append(None)
+        except PickgateError as error:
+            outcomes.append(_issue_error(error))
+    answers = iter(zip(sound, issuance.issue(deployment, sound) if sound else [], strict=True))
+    return code_pb.IssueBatchResponse(
+        outcomes=[_issue_outcome(*next(answers)) if known is None else known for known in outcomes]
+    )
+
+
+def _issue_outcome(
+    request: calls.IssueRequest, answer: calls.IssueAnswer | PickgateError
+) -> code_pb.IssueOutcome:
+    if isinstance(answer, PickgateError):
+        return _issue_error(answer)
+    return code_pb.IssueOutcome(response=translate.issue_response(request.request_id, answer))
+
+
+def _issue_error(error: PickgateError) -> code_pb.IssueOutcome:
+    return code_pb.IssueOutcome(error=statuses.item_error(statuses.tell(error)))
+
+
+def _render(deployment: Deployment, message: code_pb.RenderRequest) -> Message:
+    answer = _one(issuance.render(deployment, [translate.render_request(message)]))
+    store_id = 0 if answer.record is None else answer.record.store_id
+    return translate.render_response(answer, _time_zone(deployment, store_id))
+
+
+def _void(deployment: Deployment, message: code_pb.VoidRequest) -> Message:
+    request = translate.void_request(message)
+    return translate.void_response(request.request_id, _one(issuance.void(deployment, [request])))
+
+
+def _get_code(deployment: Deployment, message: code_pb.GetCodeRequest) -> Message:
+    mall_id = checks.identifier(message.mall_id, "mall_id")
+    (record,) = issuance.get(deployment, mall_id, [checks.uid(message.uid)])
+    if record is None:
+        raise NotFound(f"mall {mall_id} has no code {message.uid}", field="uid")
+    return code_pb.GetCodeResponse(code=translate.code(record))
+
+
+def _get_code_by_request_id(deployment: Deployment, message: code_pb.GetCodeByRequestIdRequest) -> Message:
+    mall_id = checks.identifier(message.mall_id, "mall_id")
+    request_id = checks.request_id(message.request_id)
+    (record,) = issuance.get_by_request_id(deployment, mall_id, [request_id])
+    if record is None:
+        raise NotFound(f"mall {mall_id} has no code issued by request {request_id}", field="request_id")
+    return code_pb.GetCodeByRequestIdResponse(code=translate.code(record))
+
+
+# --- StockService -------------------------------------------------------------------------------------------------
+
+
+def _change_stock(deployment: Deployment, request: calls.StockRequest) -> stock_pb.StockOutcome:
+    return translate.stock_outcome(request.request_id, _one(stock.change(deployment, [request])))
+
+
+def _receive_stock(deployment: Deployment, message: stock_pb.ReceiveStockRequest) -> Message:
+    return stock_pb.ReceiveStockResponse(
+        outcome=_change_stock(deployment, translate.receive_request(message))
+    )
+
+
+def _adjust_stock(deployment: Deployment, message: stock_pb.AdjustStockRequest) -> Message:
+    return stock_pb.AdjustStockResponse(outcome=_change_stock(deployment, translate.adjust_request(message)))
+
+
+def _set_baseline(deployment: Deployment, message: stock_pb.SetBaselineRequest) -> Message:
+    return stock_pb.SetBaselineResponse(
+        outcome=_change_stock(deployment, translate.baseline_request(message))
+    )
+
+
+def _read_stock(deployment: Deployment, message: stock_pb.ReadStockRequest) -> Message:
+    figures = stock.read(deployment, *translate.read_stock_request(message))
+    return stock_pb.ReadStockResponse(
+        figures=[translate.stock_figures(one) for one in sorted(figures, key=lambda one: one.sku_id)]
+    )
+
+
+# --- StoreService -------------------------------------------------------------------------------------------------
+
+
+class _Put(NamedTuple):
+    request_id: str
+    actor: str
+
+
+def _put(
+    message: store_pb.PutMallsRequest | store_pb.PutStoresRequest | store_pb.PutCatalogueRequest,
+) -> _Put:
+    return _Put(
+        request_id=checks.request_id(message.request_id),
+        actor=checks.text(message.actor, "actor", limits.ACTOR_CHARS_MAX),
+    )
+
+
+def _put_malls(deployment: Deployment, message: store_pb.PutMallsRequest) -> Message:
+    put = _put(message)
+    version = deployment.control.put_malls(
+        translate.malls(message.malls), request_id=put.request_id, actor=put.actor
+    )
+    return store_pb.PutMallsResponse(request_id=put.request_id, control_version=version)
+
+
+def _put_stores(deployment: Deployment, message: store_pb.PutStoresRequest) -> Message:
+    put = _put(message)
+    version = deployment.control.put_stores(
+        translate.stores(message.stores), request_id=put.request_id, actor=put.actor
+    )
+    return store_pb.PutStoresResponse(request_id=put.request_id, control_version=version)
+
+
+def _put_catalogue(deployment: Deployment, message: store_pb.PutCatalogueRequest) -> Message:
+    put = _put(message)
+    version = deployment.control.put_catalogue(
+        translate.catalogue(message.entries), request_id=put.request_id, actor=put.actor
+    )
+    return store_pb.PutCatalogueResponse(request_id=put.request_id, control_version=version)
+
+
+def _page(items: Iterable[A], key: Callable[[A], int], size: int, after: int) -> tuple[list[A], str]:
+    """Cut the page behind id `after` out of `items`; with the token of the next page."""
+    behind = sorted((item for item in items if key(item) > after), key=key)
+    page = behind[:size]
+    return page, str(key(page[-1])) if len(behind) > size else ""
+
+
+def _list_malls(deployment: Deployment, message: store_pb.ListMallsRequest) -> Message:
+    page, token = _page(deployment.control.malls(), lambda mall: mall.mall_id, *translate.page(message))
+    return store_pb.ListMallsResponse(malls=map(translate.mall_message, page), next_page_token=token)
+
+
+def _list_stores(deployment: Deployment, message: store_pb.ListStoresRequest) -> Message:
+    wanted = message.mall_id
+    page, token = _page(
+        (store for store in deployment.control.stores() if not wanted or wanted in store.mall_ids),
+        lambda store: store.store_id,
+        *translate.page(message),
+    )
+    return store_pb.ListStoresResponse(stores=map(translate.store_message, page), next_page_token=token)
+
+
+def _get_store(deployment: Deployment, message: store_pb.GetStoreRequest) -> Message:
+    store = deployment.control.store(checks.identifier(message.store_id, "store_id"))
+    if store is None:
+        raise NotFound(f"there is no store {message.store_id}", field="store_id")
+    return store_pb.GetStoreResponse(store=translate.store_message(store))
+
+
+def _list_catalogue(deployment: Deployment, message: store_pb.ListCatalogueRequest) -> Message:
+    mall_id = checks.identifier(message.mall_id, "mall_id")
+    page, token = _page(
+        deployment.control.catalogue(mall_id), lambda entry: entry.sku_id, *translate.page(message)
+    )
+    return store_pb.ListCatalogueResponse(
+        entries=map(translate.catalogue_message, page), next_page_token=token
+    )
+
+
+_BULK: Final = limits.BULK_MESSAGE_BYTES_MAX
+
+METHODS: Final[Mapping[str, Method[Any]]] = {
+    "RedemptionService.Inspect": Method(redemption_pb.InspectRequest, _inspect),
+    "RedemptionService.Redeem": Method(redemption_pb.RedeemRequest, _redeem),
+    "CodeService.Issue": Method(code_pb.IssueRequest, _issue),
+    "CodeService.IssueBatch": Method(code_pb.IssueBatchRequest, _issue_batch, _BULK),
+    "CodeService.Render": Method(code_pb.RenderRequest, _render),
+    "CodeService.Void": Method(code_pb.VoidRequest, _void),
+    "CodeService.GetCode": Method(code_pb.GetCodeRequest, _get_code),
+    "CodeService.GetCodeByRequestId": Method(code_pb.GetCodeByRequestIdRequest, _get_code_by_request_id),
+    "StockService.ReceiveStock": Method(stock_pb.ReceiveStockRequest, _receive_stock),
+    "StockService.AdjustStock": Method(stock_pb.AdjustStockRequest, _adjust_stock),
+    "StockService.SetBaseline": Method(stock_pb.SetBaselineRequest, _set_baseline),
+    "StockService.ReadStock": Method(stock_pb.ReadStockRequest, _read_stock),
+    "StoreService.PutMalls": Method(store_pb.PutMallsRequest, _put_malls, _BULK),
+    "StoreService.PutStores": Method(store_pb.PutStoresRequest, _put_stores, _BULK),
+    "StoreService.PutCatalogue": Method(store_pb.PutCatalogueRequest, _put_catalogue, _BULK),
+    "StoreService.ListMalls": Method(store_pb.ListMallsRequest, _list_malls),
+    "StoreService.ListStores": Method(store_pb.ListStoresRequest, _list_stores),
+    "StoreService.GetStore": Method(store_pb.GetStoreRequest, _get_store),
+    "StoreService.ListCatalogue": Method(store_pb.ListCatalogueRequest, _list_catalogue),
+}
+"""Every method of the contract by "Service.Method" (a test compares it with the contract)."""
+
+
+def answer(deployment: Deployment, method: Method[Any], data: bytes) -> bytes:
+    """Work on one call: wire bytes in, wire bytes out. Raises PickgateError."""
+    message = translate.parse(method.request, data, method.bytes_max)
+    return method.call(deployment, message).SerializeToString()
+
+
+def handlers(deployment: Deployment) -> list[grpc.GenericRpcHandler[bytes, bytes]]:
+    """Make the gRPC handlers of all services over one deployment."""
+    return [
+        grpc.method_handlers_generic_handler(
+            service.full_name,
+            {
+                method.name: _handler(deployment, METHODS[f"{service.name}.{method.name}"])
+                for method in service.methods
+            },
+        )
+        for service in SERVICES
+    ]
+
+
+def _handler(deployment: Deployment, method: Method[Any]) -> grpc.RpcMethodHandler[bytes, bytes]:
+    def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
+        # It waited for a thread; its caller may have gone meanwhile. Working on it would only take time from those
+        # who still wait, and a retry with the same request id is safe either way.
+        if not context.is_active() or context.time_remaining() <= 0:
+            context.abort(
+                grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the call was worked on"
+            )
+        try:
+            return answer(deployment, method, data)
+        except Exception as error:
+            context.abort_with_status(rpc_status.to_status(statuses.rich_status(statuses.tell(error))))
+            raise
+
+    # No (de)serialisers: bytes in, bytes out.
+    return grpc.unary_unary_rpc_method_handler(handle)
