@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 import zoneinfo
 from collections.abc import Sequence
 from functools import lru_cache
@@ -22,9 +21,6 @@ from server import bounds
 _REQUEST_ID: Final = re.compile(r"[!-~]+")
 _UID: Final = re.compile(r"[0-9a-f]{16}")
 _PIN: Final = re.compile(r"[0-9]{6}")
-# Control, surrogate, private-use and unassigned characters, line and paragraph separators: they could rewrite a terminal's
-# screen or a log. Format characters (Cf) hold the marks that turn writing direction round.
-_UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def refuse(field: str, found: object, expected: str) -> NoReturn:
@@ -59,7 +55,8 @@ def text(value: str, field: str, chars_max: int, *, chars_min: int = 0) -> str:
         )
     if value != value.strip():
         refuse(field, value, "no blanks at its beginning or end")
-    if any(unicodedata.category(character) in _UNPRINTABLE for character in value):
+    # Control and format characters could rewrite a terminal's screen or a log, or turn the writing direction round.
+    if not value.isprintable():
         refuse(field, value, "printable characters only")
     return value
 

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self, TypeVar, cast
 
 import grpc
 from google.protobuf.message import Message
@@ -130,12 +130,13 @@ class Client:
 
 def _failed(error: grpc.RpcError, tries: int) -> tuple[CallFailed, float]:
     """Read a failed call: what it says, and after how many seconds the server advises to retry (0: no advice)."""
-    assert isinstance(error, grpc.Call)
-    code = error.code() or grpc.StatusCode.UNKNOWN
-    message = error.details() or code.name
+    # What a stub raises is both; the published types don't say so.
+    call = cast(grpc.Call, error)
+    code = call.code() or grpc.StatusCode.UNKNOWN
+    message = call.details() or code.name
     reason, field, error_id, retry_after_s = "", "", "", 0.0
     try:
-        status = rpc_status.from_call(error)
+        status = rpc_status.from_call(call)
     except ValueError:  # not one of ours: a proxy's, with details that don't fit its status
         status = None
     for detail in status.details if status else ():

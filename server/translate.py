@@ -9,7 +9,7 @@ Whether what a request names exists is the engine's to say. The numbers of the c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
 from typing import Final, TypeVar
@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError, Message
 from engine import calls, limits
 from engine.claims import Channel, EventId, Line, LineState, Position, Split, Suite, Terminal, Version
 from engine.errors import InvalidInput
-from engine.stores import CatalogueEntry, Mall, Store
+from engine.stores import CatalogueEntry, Mall, Store, TerminalLocation
 from engine.verdict import Verdict
 from pickgate.v1 import code_service_pb2 as code_pb
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
@@ -323,6 +323,7 @@ def issue_response(request_id: str, answer: calls.IssueAnswer) -> code_pb.IssueR
         sku_id=answer.sku_id,
         store_id=answer.store_id,
         event_id=event_id(answer.event),
+        replayed=answer.replayed,
     )
 
 
@@ -497,7 +498,7 @@ def read_stock_request(message: stock_pb.ReadStockRequest) -> tuple[int, int, tu
 
 # --- malls, stores, catalogue -------------------------------------------------------------------------------------
 
-_TERMINAL_LOCATION: Final = {
+_TERMINAL_LOCATION: Final[Mapping[store_pb.TerminalLocation.ValueType, TerminalLocation]] = {
     store_pb.TERMINAL_LOCATION_REQUIRED: "required",
     store_pb.TERMINAL_LOCATION_OPTIONAL: "optional",
     store_pb.TERMINAL_LOCATION_OFF: "off",
@@ -527,7 +528,7 @@ def _store(message: store_pb.Store, path: str) -> Store:
     for field in ("latitude_deg", "longitude_deg"):
         if not message.HasField(field):
             raise InvalidInput(f"{path}.{field} is missing; expected degrees", field=f"{path}.{field}")
-    checks.length(message.mall_ids, f"{path}.mall_ids", 0, limits.MALLS_PER_STORE_MAX)
+    checks.length(message.mall_ids, f"{path}.mall_ids", 1, limits.MALLS_PER_STORE_MAX)
     mall_ids = tuple(
         checks.identifier(mall_id, f"{path}.mall_ids[{index}]")
         for index, mall_id in enumerate(message.mall_ids)

@@ -25,47 +25,47 @@ _sym_db = _symbol_database.Default()
 from pickgate.v1 import types_pb2 as pickgate_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epickgate/v1/code_service.proto\x12\x0bpickgate.v1\x1a\x17pickgate/v1/types.proto\"\xc0\x02\n\x0cIssueRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08store_id\x18\x03 \x01(\r\x12\x10\n\x08order_id\x18\x04 \x01(\t\x12 \n\x05lines\x18\x05 \x03(\x0b\x32\x11.pickgate.v1.Line\x12%\n\x07version\x18\x06 \x01(\x0e\x32\x14.pickgate.v1.Version\x12!\n\x05suite\x18\x07 \x01(\x0e\x32\x12.pickgate.v1.Suite\x12%\n\x07\x63hannel\x18\x08 \x01(\x0e\x32\x14.pickgate.v1.Channel\x12\r\n\x05ttl_s\x18\t \x01(\x03\x12\x12\n\namount_fen\x18\n \x01(\x03\x12\"\n\x06splits\x18\x0b \x03(\x0b\x32\x12.pickgate.v1.Split\x12\r\n\x05\x61\x63tor\x18\x0c \x01(\t\"\xab\x02\n\rIssueResponse\x12*\n\x07verdict\x18\x01 \x01(\x0e\x32\x19.pickgate.v1.IssueVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0b\n\x03uid\x18\x06 \x01(\t\x12\r\n\x05typed\x18\x07 \x01(\t\x12\x0b\n\x03pin\x18\x08 \x01(\t\x12\x14\n\x0cissued_at_ms\x18\t \x01(\x03\x12\x15\n\rexpires_at_ms\x18\n \x01(\x03\x12\x0e\n\x06sku_id\x18\x0b \x01(\r\x12\x10\n\x08store_id\x18\x0c \x01(\r\x12\x10\n\x08\x65vent_id\x18\r \x01(\t\"@\n\x11IssueBatchRequest\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.pickgate.v1.IssueRequest\"A\n\x12IssueBatchResponse\x12+\n\x08outcomes\x18\x01 \x03(\x0b\x32\x19.pickgate.v1.IssueOutcome\"r\n\x0cIssueOutcome\x12.\n\x08response\x18\x01 \x01(\x0b\x32\x1a.pickgate.v1.IssueResponseH\x00\x12\'\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x16.pickgate.v1.ItemErrorH\x00\x42\t\n\x07outcome\"<\n\rRenderRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"\xf4\x01\n\x0eRenderResponse\x12+\n\x07verdict\x18\x01 \x01(\x0e\x32\x1a.pickgate.v1.RenderVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12&\n\x08payloads\x18\x05 \x03(\x0b\x32\x14.pickgate.v1.Payload\x12\r\n\x05typed\x18\x06 \x01(\t\x12\x0b\n\x03pin\x18\x07 \x01(\t\x12\x1f\n\x04\x63ode\x18\x08 \x01(\x0b\x32\x11.pickgate.v1.Code\"F\n\x07Payload\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rvalid_from_ms\x18\x02 \x01(\x03\x12\x16\n\x0evalid_until_ms\x18\x03 \x01(\x03\"^\n\x0bVoidRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\"\x9b\x02\n\x0cVoidResponse\x12)\n\x07verdict\x18\x01 \x01(\x0e\x32\x18.pickgate.v1.VoidVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0b\n\x03uid\x18\x06 \x01(\t\x12%\n\x05lines\x18\x07 \x03(\x0b\x32\x16.pickgate.v1.LineState\x12\r\n\x05\x61t_ms\x18\x08 \x01(\x03\x12\x13\n\x0bterminal_id\x18\t \x01(\r\x12\x10\n\x08\x65vent_id\x18\n \x01(\t\x12\x10\n\x08replayed\x18\x0b \x01(\x08\".\n\x0eGetCodeRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x0b\n\x03uid\x18\x02 \x01(\t\"2\n\x0fGetCodeResponse\x12\x1f\n\x04\x63ode\x18\x01 \x01(\x0b\x32\x11.pickgate.v1.Code\"@\n\x19GetCodeByRequestIdRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"=\n\x1aGetCodeByRequestIdResponse\x12\x1f\n\x04\x63ode\x18\x01 \x01(\x0b\x32\x11.pickgate.v1.Code*\xc6\x01\n\x0cIssueVerdict\x12\x1d\n\x19ISSUE_VERDICT_UNSPECIFIED\x10\x00\x12\x18\n\x14ISSUE_VERDICT_ISSUED\x10\x01\x12\x1d\n\x19ISSUE_VERDICT_STOCK_SHORT\x10\x02\x12\x1d\n\x19ISSUE_VERDICT_UNKNOWN_SKU\x10\x03\x12\x1f\n\x1bISSUE_VERDICT_UNKNOWN_STORE\x10\x04\x12\x1e\n\x1aISSUE_VERDICT_STORE_CLOSED\x10\x05*\x89\x02\n\rRenderVerdict\x12\x1e\n\x1aRENDER_VERDICT_UNSPECIFIED\x10\x00\x12\x1b\n\x17RENDER_VERDICT_RENDERED\x10\x01\x12\x1f\n\x1bRENDER_VERDICT_UNKNOWN_CODE\x10\x02\x12#\n\x1fRENDER_VERDICT_ALREADY_REDEEMED\x10\x03\x12\x19\n\x15RENDER_VERDICT_VOIDED\x10\x04\x12\x1a\n\x16RENDER_VERDICT_EXPIRED\x10\x05\x12\x19\n\x15RENDER_VERDICT_LOCKED\x10\x06\x12#\n\x1fRENDER_VERDICT_TOO_MANY_CHANGES\x10\x07*\xc1\x01\n\x0bVoidVerdict\x12\x1c\n\x18VOID_VERDICT_UNSPECIFIED\x10\x00\x12\x17\n\x13VOID_VERDICT_VOIDED\x10\x01\x12\x1f\n\x1bVOID_VERDICT_ALREADY_VOIDED\x10\x02\x12!\n\x1dVOID_VERDICT_ALREADY_REDEEMED\x10\x03\x12\x18\n\x14VOID_VERDICT_EXPIRED\x10\x04\x12\x1d\n\x19VOID_VERDICT_UNKNOWN_CODE\x10\x05\x32\xc9\x03\n\x0b\x43odeService\x12>\n\x05Issue\x12\x19.pickgate.v1.IssueRequest\x1a\x1a.pickgate.v1.IssueResponse\x12M\n\nIssueBatch\x12\x1e.pickgate.v1.IssueBatchRequest\x1a\x1f.pickgate.v1.IssueBatchResponse\x12\x41\n\x06Render\x12\x1a.pickgate.v1.RenderRequest\x1a\x1b.pickgate.v1.RenderResponse\x12;\n\x04Void\x12\x18.pickgate.v1.VoidRequest\x1a\x19.pickgate.v1.VoidResponse\x12\x44\n\x07GetCode\x12\x1b.pickgate.v1.GetCodeRequest\x1a\x1c.pickgate.v1.GetCodeResponse\x12\x65\n\x12GetCodeByRequestId\x12&.pickgate.v1.GetCodeByRequestIdRequest\x1a\'.pickgate.v1.GetCodeByRequestIdResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epickgate/v1/code_service.proto\x12\x0bpickgate.v1\x1a\x17pickgate/v1/types.proto\"\xc0\x02\n\x0cIssueRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08store_id\x18\x03 \x01(\r\x12\x10\n\x08order_id\x18\x04 \x01(\t\x12 \n\x05lines\x18\x05 \x03(\x0b\x32\x11.pickgate.v1.Line\x12%\n\x07version\x18\x06 \x01(\x0e\x32\x14.pickgate.v1.Version\x12!\n\x05suite\x18\x07 \x01(\x0e\x32\x12.pickgate.v1.Suite\x12%\n\x07\x63hannel\x18\x08 \x01(\x0e\x32\x14.pickgate.v1.Channel\x12\r\n\x05ttl_s\x18\t \x01(\x03\x12\x12\n\namount_fen\x18\n \x01(\x03\x12\"\n\x06splits\x18\x0b \x03(\x0b\x32\x12.pickgate.v1.Split\x12\r\n\x05\x61\x63tor\x18\x0c \x01(\t\"\xbd\x02\n\rIssueResponse\x12*\n\x07verdict\x18\x01 \x01(\x0e\x32\x19.pickgate.v1.IssueVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0b\n\x03uid\x18\x06 \x01(\t\x12\r\n\x05typed\x18\x07 \x01(\t\x12\x0b\n\x03pin\x18\x08 \x01(\t\x12\x14\n\x0cissued_at_ms\x18\t \x01(\x03\x12\x15\n\rexpires_at_ms\x18\n \x01(\x03\x12\x0e\n\x06sku_id\x18\x0b \x01(\r\x12\x10\n\x08store_id\x18\x0c \x01(\r\x12\x10\n\x08\x65vent_id\x18\r \x01(\t\x12\x10\n\x08replayed\x18\x0e \x01(\x08\"@\n\x11IssueBatchRequest\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.pickgate.v1.IssueRequest\"A\n\x12IssueBatchResponse\x12+\n\x08outcomes\x18\x01 \x03(\x0b\x32\x19.pickgate.v1.IssueOutcome\"r\n\x0cIssueOutcome\x12.\n\x08response\x18\x01 \x01(\x0b\x32\x1a.pickgate.v1.IssueResponseH\x00\x12\'\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x16.pickgate.v1.ItemErrorH\x00\x42\t\n\x07outcome\"<\n\rRenderRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"\xf4\x01\n\x0eRenderResponse\x12+\n\x07verdict\x18\x01 \x01(\x0e\x32\x1a.pickgate.v1.RenderVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12&\n\x08payloads\x18\x05 \x03(\x0b\x32\x14.pickgate.v1.Payload\x12\r\n\x05typed\x18\x06 \x01(\t\x12\x0b\n\x03pin\x18\x07 \x01(\t\x12\x1f\n\x04\x63ode\x18\x08 \x01(\x0b\x32\x11.pickgate.v1.Code\"F\n\x07Payload\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rvalid_from_ms\x18\x02 \x01(\x03\x12\x16\n\x0evalid_until_ms\x18\x03 \x01(\x03\"^\n\x0bVoidRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\"\x9b\x02\n\x0cVoidResponse\x12)\n\x07verdict\x18\x01 \x01(\x0e\x32\x18.pickgate.v1.VoidVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0b\n\x03uid\x18\x06 \x01(\t\x12%\n\x05lines\x18\x07 \x03(\x0b\x32\x16.pickgate.v1.LineState\x12\r\n\x05\x61t_ms\x18\x08 \x01(\x03\x12\x13\n\x0bterminal_id\x18\t \x01(\r\x12\x10\n\x08\x65vent_id\x18\n \x01(\t\x12\x10\n\x08replayed\x18\x0b \x01(\x08\".\n\x0eGetCodeRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x0b\n\x03uid\x18\x02 \x01(\t\"2\n\x0fGetCodeResponse\x12\x1f\n\x04\x63ode\x18\x01 \x01(\x0b\x32\x11.pickgate.v1.Code\"@\n\x19GetCodeByRequestIdRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"=\n\x1aGetCodeByRequestIdResponse\x12\x1f\n\x04\x63ode\x18\x01 \x01(\x0b\x32\x11.pickgate.v1.Code*\xc6\x01\n\x0cIssueVerdict\x12\x1d\n\x19ISSUE_VERDICT_UNSPECIFIED\x10\x00\x12\x18\n\x14ISSUE_VERDICT_ISSUED\x10\x01\x12\x1d\n\x19ISSUE_VERDICT_STOCK_SHORT\x10\x02\x12\x1d\n\x19ISSUE_VERDICT_UNKNOWN_SKU\x10\x03\x12\x1f\n\x1bISSUE_VERDICT_UNKNOWN_STORE\x10\x04\x12\x1e\n\x1aISSUE_VERDICT_STORE_CLOSED\x10\x05*\x89\x02\n\rRenderVerdict\x12\x1e\n\x1aRENDER_VERDICT_UNSPECIFIED\x10\x00\x12\x1b\n\x17RENDER_VERDICT_RENDERED\x10\x01\x12\x1f\n\x1bRENDER_VERDICT_UNKNOWN_CODE\x10\x02\x12#\n\x1fRENDER_VERDICT_ALREADY_REDEEMED\x10\x03\x12\x19\n\x15RENDER_VERDICT_VOIDED\x10\x04\x12\x1a\n\x16RENDER_VERDICT_EXPIRED\x10\x05\x12\x19\n\x15RENDER_VERDICT_LOCKED\x10\x06\x12#\n\x1fRENDER_VERDICT_TOO_MANY_CHANGES\x10\x07*\xc1\x01\n\x0bVoidVerdict\x12\x1c\n\x18VOID_VERDICT_UNSPECIFIED\x10\x00\x12\x17\n\x13VOID_VERDICT_VOIDED\x10\x01\x12\x1f\n\x1bVOID_VERDICT_ALREADY_VOIDED\x10\x02\x12!\n\x1dVOID_VERDICT_ALREADY_REDEEMED\x10\x03\x12\x18\n\x14VOID_VERDICT_EXPIRED\x10\x04\x12\x1d\n\x19VOID_VERDICT_UNKNOWN_CODE\x10\x05\x32\xc9\x03\n\x0b\x43odeService\x12>\n\x05Issue\x12\x19.pickgate.v1.IssueRequest\x1a\x1a.pickgate.v1.IssueResponse\x12M\n\nIssueBatch\x12\x1e.pickgate.v1.IssueBatchRequest\x1a\x1f.pickgate.v1.IssueBatchResponse\x12\x41\n\x06Render\x12\x1a.pickgate.v1.RenderRequest\x1a\x1b.pickgate.v1.RenderResponse\x12;\n\x04Void\x12\x18.pickgate.v1.VoidRequest\x1a\x19.pickgate.v1.VoidResponse\x12\x44\n\x07GetCode\x12\x1b.pickgate.v1.GetCodeRequest\x1a\x1c.pickgate.v1.GetCodeResponse\x12\x65\n\x12GetCodeByRequestId\x12&.pickgate.v1.GetCodeByRequestIdRequest\x1a\'.pickgate.v1.GetCodeByRequestIdResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pickgate.v1.code_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ISSUEVERDICT']._serialized_start=1939
-  _globals['_ISSUEVERDICT']._serialized_end=2137
-  _globals['_RENDERVERDICT']._serialized_start=2140
-  _globals['_RENDERVERDICT']._serialized_end=2405
-  _globals['_VOIDVERDICT']._serialized_start=2408
-  _globals['_VOIDVERDICT']._serialized_end=2601
+  _globals['_ISSUEVERDICT']._serialized_start=1957
+  _globals['_ISSUEVERDICT']._serialized_end=2155
+  _globals['_RENDERVERDICT']._serialized_start=2158
+  _globals['_RENDERVERDICT']._serialized_end=2423
+  _globals['_VOIDVERDICT']._serialized_start=2426
+  _globals['_VOIDVERDICT']._serialized_end=2619
   _globals['_ISSUEREQUEST']._serialized_start=73
   _globals['_ISSUEREQUEST']._serialized_end=393
   _globals['_ISSUERESPONSE']._serialized_start=396
-  _globals['_ISSUERESPONSE']._serialized_end=695
-  _globals['_ISSUEBATCHREQUEST']._serialized_start=697
-  _globals['_ISSUEBATCHREQUEST']._serialized_end=761
-  _globals['_ISSUEBATCHRESPONSE']._serialized_start=763
-  _globals['_ISSUEBATCHRESPONSE']._serialized_end=828
-  _globals['_ISSUEOUTCOME']._serialized_start=830
-  _globals['_ISSUEOUTCOME']._serialized_end=944
-  _globals['_RENDERREQUEST']._serialized_start=946
-  _globals['_RENDERREQUEST']._serialized_end=1006
-  _globals['_RENDERRESPONSE']._serialized_start=1009
-  _globals['_RENDERRESPONSE']._serialized_end=1253
-  _globals['_PAYLOAD']._serialized_start=1255
-  _globals['_PAYLOAD']._serialized_end=1325
-  _globals['_VOIDREQUEST']._serialized_start=1327
-  _globals['_VOIDREQUEST']._serialized_end=1421
-  _globals['_VOIDRESPONSE']._serialized_start=1424
-  _globals['_VOIDRESPONSE']._serialized_end=1707
-  _globals['_GETCODEREQUEST']._serialized_start=1709
-  _globals['_GETCODEREQUEST']._serialized_end=1755
-  _globals['_GETCODERESPONSE']._serialized_start=1757
-  _globals['_GETCODERESPONSE']._serialized_end=1807
-  _globals['_GETCODEBYREQUESTIDREQUEST']._serialized_start=1809
-  _globals['_GETCODEBYREQUESTIDREQUEST']._serialized_end=1873
-  _globals['_GETCODEBYREQUESTIDRESPONSE']._serialized_start=1875
-  _globals['_GETCODEBYREQUESTIDRESPONSE']._serialized_end=1936
-  _globals['_CODESERVICE']._serialized_start=2604
-  _globals['_CODESERVICE']._serialized_end=3061
+  _globals['_ISSUERESPONSE']._serialized_end=713
+  _globals['_ISSUEBATCHREQUEST']._serialized_start=715
+  _globals['_ISSUEBATCHREQUEST']._serialized_end=779
+  _globals['_ISSUEBATCHRESPONSE']._serialized_start=781
+  _globals['_ISSUEBATCHRESPONSE']._serialized_end=846
+  _globals['_ISSUEOUTCOME']._serialized_start=848
+  _globals['_ISSUEOUTCOME']._serialized_end=962
+  _globals['_RENDERREQUEST']._serialized_start=964
+  _globals['_RENDERREQUEST']._serialized_end=1024
+  _globals['_RENDERRESPONSE']._serialized_start=1027
+  _globals['_RENDERRESPONSE']._serialized_end=1271
+  _globals['_PAYLOAD']._serialized_start=1273
+  _globals['_PAYLOAD']._serialized_end=1343
+  _globals['_VOIDREQUEST']._serialized_start=1345
+  _globals['_VOIDREQUEST']._serialized_end=1439
+  _globals['_VOIDRESPONSE']._serialized_start=1442
+  _globals['_VOIDRESPONSE']._serialized_end=1725
+  _globals['_GETCODEREQUEST']._serialized_start=1727
+  _globals['_GETCODEREQUEST']._serialized_end=1773
+  _globals['_GETCODERESPONSE']._serialized_start=1775
+  _globals['_GETCODERESPONSE']._serialized_end=1825
+  _globals['_GETCODEBYREQUESTIDREQUEST']._serialized_start=1827
+  _globals['_GETCODEBYREQUESTIDREQUEST']._serialized_end=1891
+  _globals['_GETCODEBYREQUESTIDRESPONSE']._serialized_start=1893
+  _globals['_GETCODEBYREQUESTIDRESPONSE']._serialized_end=1954
+  _globals['_CODESERVICE']._serialized_start=2622
+  _globals['_CODESERVICE']._serialized_end=3079
 # @@protoc_insertion_point(module_scope)

@@ -182,6 +182,7 @@ class IssueResponse(_message.Message):
     SKU_ID_FIELD_NUMBER: _builtins.int
     STORE_ID_FIELD_NUMBER: _builtins.int
     EVENT_ID_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
     verdict: Global___IssueVerdict.ValueType
     message_zh: _builtins.str
     """The sentence for people, in Chinese and in English."""
@@ -200,6 +201,8 @@ class IssueResponse(_message.Message):
     store_id: _builtins.int
     event_id: _builtins.str
     """Event of the change; empty if nothing changed."""
+    replayed: _builtins.bool
+    """True when this is the remembered answer of an earlier call with the same request_id."""
     def __init__(
         self,
         *,
@@ -216,10 +219,11 @@ class IssueResponse(_message.Message):
         sku_id: _builtins.int = ...,
         store_id: _builtins.int = ...,
         event_id: _builtins.str = ...,
+        replayed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "expires_at_ms", b"expires_at_ms", "issued_at_ms", b"issued_at_ms", "message_en", b"message_en", "message_zh", b"message_zh", "next_step", b"next_step", "pin", b"pin", "request_id", b"request_id", "sku_id", b"sku_id", "store_id", b"store_id", "typed", b"typed", "uid", b"uid", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "expires_at_ms", b"expires_at_ms", "issued_at_ms", b"issued_at_ms", "message_en", b"message_en", "message_zh", b"message_zh", "next_step", b"next_step", "pin", b"pin", "replayed", b"replayed", "request_id", b"request_id", "sku_id", b"sku_id", "store_id", b"store_id", "typed", b"typed", "uid", b"uid", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

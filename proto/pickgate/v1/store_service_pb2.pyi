@@ -107,7 +107,7 @@ class Store(_message.Message):
     """14 is kept for the pickup windows, 15 for "is a factory store"."""
     @_builtins.property
     def mall_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Malls whose codes can be picked up here, at most 64."""
+        """Malls whose codes can be picked up here, 1 .. 64, each registered."""
 
     def __init__(
         self,

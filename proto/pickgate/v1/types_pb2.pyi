@@ -9,8 +9,9 @@ Conventions of the whole contract
 - Times end in _ms and are unix milliseconds; lengths of time end in _s and are seconds; money ends in _fen.
 - An event id is `partition-epoch-seq` in decimal.
 - request_id: 8 .. 64 printable ASCII characters without spaces, made once by the caller for one intended change (a UUID
-  does well) and repeated on every retry. Its scope is the mall (for redeem: the terminal) and the verb. A retry gets the
-  first answer; the same id with another body is refused with status ALREADY_EXISTS, reason REQUEST_ID_REUSED.
+  does well) and repeated on every retry. Its scope is the verb and the mall (for Redeem: the terminal; for puts of
+  StoreService: all of them). A retry gets the first answer; the same id with another body is refused with status
+  ALREADY_EXISTS, reason REQUEST_ID_REUSED.
 - A business "no" is a verdict inside a response with status OK. A gRPC status other than OK says that the call could not be
   decided; its details carry google.rpc.ErrorInfo (domain "pickgate", reason = a stable name), with
   google.rpc.BadRequest where a field is at fault and google.rpc.RetryInfo where a retry with the same request_id helps.
