@@ -432,14 +432,16 @@ def _signing_private(suite: Suite, random: Random) -> bytes:
 def _activated(keyring: Keyring, record: KeyRecord, now_s: int) -> Keyring:
     """Pending to active, with the predecessor's retirement; the revision stays."""
     outgoing = keyring.active(record.slot)
+    # Handovers go by the order of activation, so that order must hold although operators' clocks differ.
+    at_s = now_s if outgoing is None else max(now_s, outgoing.activated_at_s + 1)
     # Before anything else: a key in the wrong state is the caller's mistake, whatever its neighbours are.
-    incoming = _moved(record, KeyState.ACTIVE, activated_at_s=now_s)
+    incoming = _moved(record, KeyState.ACTIVE, activated_at_s=at_s)
     if record.purpose is not Purpose.PAYLOAD:
         _check_generations(keyring, record.slot, outgoing, now_s)
     changed = [incoming]
     if outgoing is not None:
-        until_s = now_s + lifetime_after_retirement_s(outgoing.purpose, outgoing.version)
-        changed.append(_moved(outgoing, KeyState.VERIFY_ONLY, retired_at_s=now_s, usable_until_s=until_s))
+        until_s = at_s + lifetime_after_retirement_s(outgoing.purpose, outgoing.version)
+        changed.append(_moved(outgoing, KeyState.VERIFY_ONLY, retired_at_s=at_s, usable_until_s=until_s))
     return replace(keyring, records=_replaced(keyring, changed))
 
 
@@ -751,7 +753,7 @@ def _ready(records: list[KeyRecord], now_s: int) -> list[KeyRecord]:
         for record in records
         if record.state is KeyState.ACTIVE or now_s < record.retired_at_s + HANDOVER_S
     ]
-    return sorted(ready, key=lambda record: (record.activated_at_s, record.kid), reverse=True)
+    return sorted(ready, key=lambda record: record.activated_at_s, reverse=True)
 
 
 def _maker(records: list[KeyRecord], now_s: int) -> KeyRecord | None:
