@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from engine.claims import Channel, EventId, Line, Position, Split, State, Suite, Terminal, Version
+from engine.claims import Channel, EventId, Line, LineState, Position, Split, State, Suite, Terminal, Version
 from engine.verdict import (
     InspectVerdict,
     IssueVerdict,
@@ -90,15 +90,6 @@ class VoidRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class LineState:
-    """One line of a code: SKU, count at issue, and units not yet handed out."""
-
-    sku_id: int
-    count: int
-    left: int
-
-
-@dataclass(frozen=True, slots=True)
 class Record:
     """A code's record as read by get: the truth about it."""
 
@@ -114,6 +105,8 @@ class Record:
     policy_version: int
     issued_at_ms: int
     changed_at_ms: int
+    stamp_floor_s: int
+    """Renders to show now take no stamp below it: see engine.issuance.now_stamp."""
     expires_at_s: int
     amount_fen: int
     splits: tuple[Split, ...]
@@ -131,7 +124,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class IssueAnswer:
-    """Answer of issue. `typed` and `pin` are set for static codes; `sku_id` names the SKU of a refusal."""
+    """Answer of issue. `typed` and `pin` are set for static codes; `sku_id` names the SKU of a refusal.
+
+    `pin_generation` says which generation of the PIN key made `pin` (0: not a static code).
+    """
 
     verdict: IssueVerdict
     uid: bytes = b""
@@ -139,9 +135,11 @@ class IssueAnswer:
     issued_at_ms: int = 0
     typed: str = ""
     pin: str = ""
+    pin_generation: int = 0
     sku_id: int = 0
     store_id: int = 0
     event: EventId | None = None
+    replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,24 +9,27 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+from ext.claims import Suite, Version
+
+__all__ = [
+    "UID_BYTES",
+    "Channel",
+    "EventId",
+    "Line",
+    "LineState",
+    "Position",
+    "Split",
+    "State",
+    "Suite",
+    "Terminal",
+    "Version",
+    "is_static",
+    "partition_of",
+]
+
 UID_BYTES: Final = 8
 _LOW_54: Final = (1 << 54) - 1
 _STATIC_ZERO_BITS: Final = ((1 << 21) - 1) << 33
-
-
-class Version(IntEnum):
-    """Payload version, graded against forgery."""
-
-    STATIC = 1
-    DYNAMIC = 2
-    VALUABLE = 3
-
-
-class Suite(IntEnum):
-    """Cipher suite: 1 = AES-256-CTR + HMAC-SHA-256/128 (+ Ed25519), 2 = SM4-CTR + HMAC-SM3/128 (+ SM2)."""
-
-    AES = 1
-    SM = 2
 
 
 class Channel(IntEnum):
@@ -60,6 +63,18 @@ class Line:
 
     sku_id: int
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class LineState:
+    """One line of a code: SKU, count, and units not yet handed out.
+
+    In a record `count` is what was issued; in the answer of a redemption it is what that redemption took.
+    """
+
+    sku_id: int
+    count: int
+    left: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,11 @@ class Verdict(Enum):
         """The stable number, as stored and on the wire."""
         return int(self._value_)
 
+    @classmethod
+    def numbered(cls, number: int) -> Self:
+        """The member with a stable number. Raises KeyError for a number that this version doesn't know."""
+        return {member.number: member for member in cls}[number]
+
     @property
     def slug(self) -> str:
         """Stable name, for metrics, ledger and API."""
@@ -88,7 +93,9 @@ _ALREADY_REDEEMED = Answer(
 _EXPIRED = Answer(
     Next.FINAL, "提货码已过期，请顾客联系商城。", "The code has expired: the customer asks the mall."
 )
-_VOIDED = Answer(Next.FINAL, "提货码已作废，请顾客联系商城。", "The code is void: the customer asks the mall.")
+_VOIDED = Answer(
+    Next.FINAL, "提货码已作废，请顾客联系商城。", "The code is void: the customer asks the mall."
+)
 _LOCKED = Answer(
     Next.MANUAL_REVIEW,
     "该码已锁定，转人工审核（{review_id}）。",
@@ -100,7 +107,9 @@ _STALE_CODE = Answer(
     "The QR code is stale (a screenshot?): ask the customer to refresh it and scan again.",
 )
 _WRONG_STORE = Answer(
-    Next.FINAL, "该码应在门店 {store_id}（{store_name}）提货。", "This code is for store {store_id} ({store_name})."
+    Next.FINAL,
+    "该码应在门店 {store_id}（{store_name}）提货。",
+    "This code is for store {store_id} ({store_name}).",
 )
 _OUT_OF_RANGE = Answer(
     Next.RETRY,
@@ -214,7 +223,10 @@ class InspectVerdict(Verdict):
     A wrong PIN is never judged here (that would be a free guess): a static code is REDEEMABLE subject to its PIN.
     """
 
-    REDEEMABLE = 1, Answer(Next.FINAL, "该码有效，可以核销。", "The code is good: it can be redeemed.", success=True)
+    REDEEMABLE = (
+        1,
+        Answer(Next.FINAL, "该码有效，可以核销。", "The code is good: it can be redeemed.", success=True),
+    )
     ALREADY_REDEEMED = 2, _ALREADY_REDEEMED
     EXPIRED = 3, _EXPIRED
     VOIDED = 4, _VOIDED

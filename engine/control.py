@@ -1,0 +1,274 @@
+"""This process' copy of the control partition: malls, stores, catalogue and keys, no older than five seconds.
+
+A thread looks at the version each second and reads again only the kinds that changed. A verb that decides takes the whole copy
+as one immutable value (`Control.copy`), which refuses when it is too old: a process that lost sight of the store must not hand
+out goods by yesterday's keys.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from engine import keyring as keyrings
+from engine import limits
+from engine.errors import KeyringLocked, PickgateError, StaleControl, TooManyItems, UnknownMall
+from engine.idempotency import body_digest, request_digest
+from engine.keyring import Keyring, Keys
+from engine.state import control as state
+from engine.state.connection import Connection
+from engine.stores import CatalogueEntry, Mall, Store
+from engine.wrapping import Unlock
+
+_log = logging.getLogger(__name__)
+
+Random = Callable[[int], bytes]
+_BLOB: Final = "blob"
+_Entries = Mall | Store | CatalogueEntry
+_ENTRY_TYPES: Final[Mapping[str, type[_Entries]]] = {
+    "malls": Mall,
+    "stores": Store,
+    "catalogue": CatalogueEntry,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The control partition at one version."""
+
+    versions: Mapping[str, int]
+    malls: Mapping[int, Mall]
+    stores: Mapping[int, Store]
+    catalogue: Mapping[tuple[int, int], CatalogueEntry]
+    keyring: Keyring | None
+    keys: Keys | None
+    locked: KeyringLocked | None
+    checked_at_s: float
+    """Monotonic time at which the store last confirmed these versions."""
+
+    @property
+    def version(self) -> int:
+        """Version of the whole: what records call policy version."""
+        return self.versions["version"]
+
+    def usable_keys(self) -> Keys:
+        """The keys to seal and open with. Raises KeyringLocked."""
+        if self.keys is None:
+            raise self.locked or KeyringLocked("the keyring is locked: give its passphrase")
+        return self.keys
+
+
+class Control:
+    """Keeps the copy fresh, and writes changes."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        deployment_id: str,
+        unlock: Unlock | None,
+        *,
+        random: Random = os.urandom,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._connection = connection
+        self._deployment_id = deployment_id
+        self._unlock = unlock
+        self._random = random
+        self._monotonic_s = monotonic_s
+        self._refreshing = threading.Lock()
+        self._copy: Copy | None = None
+        self._ending = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="pickgate-control", daemon=True)
+
+    def start(self) -> None:
+        """Read the first copy and begin to keep it fresh. Raises PickgateError."""
+        self.refresh()
+        self._watcher.start()
+
+    def stop(self) -> None:
+        """End the watching."""
+        self._ending.set()
+        if self._watcher.is_alive():
+            self._watcher.join(limits.STORE_TIMEOUT_S * 2)
+
+    def _watch(self) -> None:
+        failing = False
+        while not self._ending.wait(limits.CONTROL_POLL_S):
+            try:
+                self.refresh()
+            except PickgateError as error:
+                if not failing:
+                    _log.warning("the control partition can't be read: %s", error.message)
+                failing = True
+            except Exception:
+                # A defect must not end the watching: the copy would grow old in silence and everything be refused.
+                _log.exception("refreshing the copy of the control partition failed")
+                failing = True
+            else:
+                if failing:
+                    _log.warning("the control partition is readable again")
+                failing = False
+
+    def refresh(self) -> Copy:
+        """Bring the copy up to date now. Raises StoreUnavailable."""
+        with self._refreshing:
+            asked_at_s = self._monotonic_s()
+            versions = state.read_versions(self._connection)
+            old = self._copy
+            parts: dict[str, Mapping[Any, Any]] = {}
+            for kind, entry_type in _ENTRY_TYPES.items():
+                if old is not None and old.versions[kind] == versions[kind]:
+                    parts[kind] = getattr(old, kind)
+                else:
+                    entries = state.read_kind(self._connection, kind).values()
+                    items: Iterable[_Entries] = map(entry_type.from_json, entries)
+                    parts[kind] = {_key(item): item for item in items}
+            if old is None or old.versions["keyring"] != versions["keyring"]:
+                ring, keys, locked = self._open_keyring()
+            else:
+                ring, keys, locked = old.keyring, old.keys, old.locked
+                due_s = keys.next_change_s if keys else None
+                if ring is not None and due_s is not None and due_s <= self._now_s():
+                    keys = Keys.build(ring, self._now_s())
+            self._copy = Copy(
+                versions=versions,
+                malls=parts["malls"],
+                stores=parts["stores"],
+                catalogue=parts["catalogue"],
+                keyring=ring,
+                keys=keys,
+                locked=locked,
+                checked_at_s=asked_at_s,
+            )
+            return self._copy
+
+    def _now_s(self) -> int:
+        return self._connection.now_ms() // 1000
+
+    def _open_keyring(self) -> tuple[Keyring | None, Keys | None, KeyringLocked | None]:
+        blob = state.read_kind(self._connection, "keyring")[_BLOB]
+        try:
+            ring = keyrings.load(blob, self._unlock, self._deployment_id)
+        except KeyringLocked as locked:
+            return None, None, locked
+        return ring, Keys.build(ring, self._now_s()), None
+
+    # --- reading ----------------------------------------------------------------------------------------------
+    def copy(self) -> Copy:
+        """The copy to decide on. Raises StaleControl when it is older than CONTROL_AGE_S_MAX."""
+        copy = self._copy
+        if copy is None or self._monotonic_s() - copy.checked_at_s > limits.CONTROL_AGE_S_MAX:
+            raise StaleControl(
+                f"this process has not seen the store for more than {limits.CONTROL_AGE_S_MAX:g} s, so its stores, catalogue"
+                " and keys may be out of date: retry with the same request id; if it lasts, check that the store runs"
+            )
+        return copy
+
+    def malls(self) -> tuple[Mall, ...]:
+        """All malls, by id."""
+        return tuple(mall for _, mall in sorted(self.copy().malls.items()))
+
+    def stores(self) -> tuple[Store, ...]:
+        """All stores, by id."""
+        return tuple(store for _, store in sorted(self.copy().stores.items()))
+
+    def catalogue(self, mall_id: int) -> tuple[CatalogueEntry, ...]:
+        """A mall's catalogue, by SKU."""
+        found = self.copy().catalogue
+        return tuple(found[key] for key in sorted(found) if key[0] == mall_id)
+
+    def mall(self, mall_id: int) -> Mall | None:
+        """One mall."""
+        return self.copy().malls.get(mall_id)
+
+    def store(self, store_id: int) -> Store | None:
+        """One store."""
+        return self.copy().stores.get(store_id)
+
+    def sku(self, mall_id: int, sku_id: int) -> CatalogueEntry | None:
+        """One SKU of a mall's catalogue."""
+        return self.copy().catalogue.get((mall_id, sku_id))
+
+    # --- writing ----------------------------------------------------------------------------------------------
+    def put_malls(self, items: Sequence[Mall], *, request_id: str, actor: str) -> int:
+        """Put malls whole, by id; gives the new version of the control partition. See `_put`."""
+        return self._put("malls", items, request_id, actor)
+
+    def put_stores(self, items: Sequence[Store], *, request_id: str, actor: str) -> int:
+        """Put stores whole, by id. Raises UnknownMall too, when a store names a mall that is not there."""
+        malls = self.copy().malls
+        for item in items:
+            for mall_id in item.mall_ids:
+                if mall_id not in malls:
+                    raise UnknownMall(
+                        f"store {item.store_id} names mall {mall_id}, which is not registered: put the mall first",
+                        field="mall_ids",
+                    )
+        return self._put("stores", items, request_id, actor)
+
+    def put_catalogue(self, items: Sequence[CatalogueEntry], *, request_id: str, actor: str) -> int:
+        """Put catalogue entries whole, by mall and SKU. Raises UnknownMall too."""
+        malls = self.copy().malls
+        for item in items:
+            if item.mall_id not in malls:
+                raise UnknownMall(
+                    f"mall {item.mall_id} is not registered: put the mall first", field="mall_id"
+                )
+        return self._put("catalogue", items, request_id, actor)
+
+    def _put(self, kind: str, items: Sequence[_Entries], request_id: str, actor: str) -> int:
+        """Put entries in one step, whole or not at all; a retry with the same request id gets the same version.
+
+        Raises TooManyItems, RequestIdReused, StaleControl, StoreUnavailable.
+        """
+        if not 1 <= len(items) <= limits.BATCH_MAX:
+            raise TooManyItems(
+                f"{len(items)} {kind} in one put; expected 1 to {limits.BATCH_MAX}", field=kind
+            )
+        entries = [(item.field, item.to_json()) for item in items]
+        version = state.put(
+            self._connection,
+            kind,
+            entries,
+            request=request_digest("deployment", f"put_{kind}", request_id),
+            body=body_digest(*(value for _, value in entries)),
+            actor=actor,
+        )
+        self.refresh()
+        return version
+
+    def change_keyring(
+        self, change: Callable[[Keyring, int, Random], Keyring], *, request_id: str, actor: str
+    ) -> Keyring:
+        """Apply `change(keyring, now_s, random)` and store the result, if nobody else changed the keyring meanwhile.
+
+        Raises KeyringLocked, KeyStateError (from the change), Conflict, StoreUnavailable.
+        """
+        copy = self.refresh()
+        copy.usable_keys()
+        assert copy.keyring is not None
+        assert self._unlock is not None
+        changed = change(copy.keyring, self._now_s(), self._random)
+        blob = keyrings.dump(changed, self._unlock, self._deployment_id, self._random)
+        state.put(
+            self._connection,
+            "keyring",
+            [(_BLOB, blob)],
+            request=request_digest("deployment", "put_keyring", request_id),
+            body=body_digest(changed.revision),
+            actor=actor,
+            expected_version=copy.versions["keyring"],
+        )
+        self.refresh()
+        return changed
+
+
+def _key(item: _Entries) -> int | tuple[int, int]:
+    if isinstance(item, CatalogueEntry):
+        return item.mall_id, item.sku_id
+    return item.mall_id if isinstance(item, Mall) else item.store_id

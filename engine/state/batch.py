@@ -1,0 +1,75 @@
+"""Turns items into script calls: groups by partition, cuts at the batch bound, collects keys, spreads the outcomes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from engine import limits
+from engine.errors import PickgateError
+from engine.state.connection import Call, Connection
+from engine.state.keys import PartitionKeys
+from engine.state.scripts import Script
+
+Item = TypeVar("Item")
+
+
+class Keys:
+    """The KEYS of one call: each key once; items point to it by its 1-based index."""
+
+    __slots__ = ("_index", "names")
+
+    def __init__(self, fixed: Iterable[bytes]) -> None:
+        self.names: list[bytes] = []
+        self._index: dict[bytes, int] = {}
+        for name in fixed:
+            self.index(name)
+
+    def index(self, name: bytes) -> int:
+        """Index of a key, entering it if it is new."""
+        at = self._index.get(name)
+        if at is None:
+            self.names.append(name)
+            at = self._index[name] = len(self.names)
+        return at
+
+
+def run(
+    connection: Connection,
+    script: Script,
+    items: Sequence[Item],
+    partition_of: Callable[[Item], int],
+    pack: Callable[[Item, PartitionKeys, Keys], bytes],
+    *,
+    with_attempts: bool = False,
+    first_args: Sequence[bytes | int] = (),
+) -> list[Any]:
+    """Run `script` over `items`; one outcome per item, in order: the script's reply for it, or a PickgateError.
+
+    `first_args` stand before the items. Items of one partition keep their order. A failed call gives its error to its own items only.
+    """
+    groups: dict[int, list[int]] = {}
+    for n, item in enumerate(items):
+        groups.setdefault(partition_of(item), []).append(n)
+    calls: list[Call] = []
+    owners: list[list[int]] = []
+    for partition, members in groups.items():
+        names = connection.partitions[partition]
+        fixed = [names.meta, names.events]
+        if with_attempts:
+            fixed.append(names.attempts)
+        for start in range(0, len(members), limits.BATCH_MAX):
+            chunk = members[start : start + limits.BATCH_MAX]
+            keys = Keys(fixed)
+            packed = [pack(items[n], names, keys) for n in chunk]
+            calls.append(Call(script, keys.names, [*first_args, *packed]))
+            owners.append(chunk)
+    outcomes: list[Any] = [None] * len(items)
+    for chunk, reply in zip(owners, connection.run(calls), strict=True):
+        if isinstance(reply, PickgateError):
+            for n in chunk:
+                outcomes[n] = reply
+        else:
+            for n, outcome in zip(chunk, reply, strict=True):
+                outcomes[n] = outcome
+    return outcomes

@@ -1,0 +1,352 @@
+"""The connection to the store: greets each server it meets, runs scripts, and turns every failure into an error of ours.
+
+A server is greeted on every new connection, before anything else is sent on it. When it is another one than before (its
+run_id differs: it restarted, or a replica was promoted), its settings are checked against the durability that was asked for,
+the scripts are loaded, and every partition starts a new epoch there, all before the connection is used.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from engine import limits
+from engine.errors import (
+    ClockSkew,
+    ConfigError,
+    NotReplicated,
+    PickgateError,
+    SetupError,
+    StoreSettings,
+    StoreUnavailable,
+)
+from engine.state import scripts
+from engine.state.keys import PartitionKeys
+
+VERSION_MIN: Final = (7, 0)
+VERSION_WAITAOF: Final = (7, 2)
+CONNECTIONS_MAX: Final = 64
+"""Connections of one process. A caller that finds none free waits, bounded by STORE_TIMEOUT_S."""
+
+
+class Durability(Enum):
+    """What an acknowledgement means."""
+
+    MEMORY = "memory"
+    """The store has it in memory: for tests."""
+    FSYNC = "fsync"
+    """It is on the store's disk (appendonly with appendfsync always)."""
+    REPLICATED = "replicated"
+    """It is on the store's disk and on that of n replicas (WAITAOF behind each batch)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One script call of one partition: all its keys (which carry the partition's tag) and arguments."""
+
+    script: scripts.Script
+    keys: Sequence[bytes]
+    args: Sequence[bytes | int]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a server says about itself: product name, version, and its settings in force."""
+
+    product: str
+    version: tuple[int, ...]
+    run_id: str
+    settings: Mapping[str, str]
+
+
+class _Refused(RedisError):
+    """Carries an error of ours out of the driver's connection callback."""
+
+    def __init__(self, error: PickgateError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def translate(error: RedisError) -> PickgateError:
+    """The error of ours that stands for a failure of the driver or an error reply of the server."""
+    if isinstance(error, _Refused):
+        return error.error
+    text = str(error)
+    if text.startswith("PGCLOCK"):
+        return ClockSkew(
+            f"the clock of this process and that of the store differ by more than {limits.CLOCK_SKEW_MS_MAX} ms"
+            f" ({text[8:]}, unix ms): synchronise both (NTP), then retry with the same request id"
+        )
+    if text.startswith("PGMETA"):
+        return StoreUnavailable(
+            f"{text[7:]}: it was emptied, or it is not the store of this deployment; restore it from a backup"
+        )
+    if isinstance(error, RedisTimeoutError):
+        return StoreUnavailable(
+            f"the store did not answer within {limits.STORE_TIMEOUT_S:g} s: retry with the same request id"
+        )
+    if isinstance(error, RedisConnectionError):
+        return StoreUnavailable(
+            "the store can't be reached: retry with the same request id; if it lasts, check that the store runs"
+        )
+    first_word = text.split(" ", 1)[0] if text else type(error).__name__
+    return StoreUnavailable(
+        f"the store refused the call ({first_word}): retry with the same request id; if it lasts, read the store's log"
+    )
+
+
+def check_settings(facts: ServerFacts, durability: Durability) -> None:
+    """Compare a server's settings in force with what a durability needs.
+
+    Raises StoreSettings naming the setting, its value, the value needed, and the command that mends it.
+    """
+    wanted = {"maxmemory-policy": "noeviction"}
+    if durability is not Durability.MEMORY:
+        wanted |= {"appendonly": "yes", "appendfsync": "always"}
+    for name, value in wanted.items():
+        found = facts.settings.get(name)
+        if found != value:
+            raise StoreSettings(
+                f"durability {durability.value!r} needs {name} {value} on the store, which has {found or 'no answer'}:"
+                f" run CONFIG SET {name} {value} there, and write it into the store's configuration file",
+                field=name,
+            )
+    needed = VERSION_WAITAOF if durability is Durability.REPLICATED else VERSION_MIN
+    if facts.version < needed:
+        raise StoreSettings(
+            f"durability {durability.value!r} needs a store of version {'.'.join(map(str, needed))} or newer, this is"
+            f" {facts.product} {'.'.join(map(str, facts.version))}",
+            field="version",
+        )
+
+
+class Connection:
+    """One deployment's store: a pool of greeted connections, shared by all threads of the process."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        durability: Durability,
+        now_ms: Callable[[], int],
+        replicas: int = 0,
+        clock_compared: bool = True,
+    ) -> None:
+        if durability is Durability.REPLICATED and replicas < 1:
+            raise ConfigError(
+                "durability 'replicated' needs the number of replicas, 1 or more", field="replicas"
+            )
+        self.durability = durability
+        self.replicas = replicas
+        self.now_ms = now_ms
+        self.clock_compared = clock_compared
+        self.partitions: tuple[PartitionKeys, ...] = ()
+        self._greeted_run_id = ""
+        self._greeting = threading.Lock()
+        try:
+            self._pool = redis.BlockingConnectionPool.from_url(
+                url,
+                max_connections=CONNECTIONS_MAX,
+                timeout=limits.STORE_TIMEOUT_S,
+                socket_timeout=limits.STORE_TIMEOUT_S,
+                socket_connect_timeout=limits.STORE_TIMEOUT_S,
+                # A retry is the caller's decision: the driver must not repeat what may have happened.
+                retry=Retry(NoBackoff(), 0),
+                protocol=2,
+                redis_connect_func=self._greet,
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"store URL {url!r} is not understood ({error}): use unix:///path/to/socket, redis://host:port/0 or"
+                " rediss://host:port/0",
+                field="store_url",
+            ) from None
+        self._client = redis.Redis(connection_pool=self._pool)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._client.close()
+        self._pool.disconnect()
+
+    # --- greeting ---------------------------------------------------------------------------------------------
+    def _greet(self, connection: Any) -> None:
+        """Runs on each new connection, before it is used (called by the driver)."""
+        connection.on_connect()
+        info = _ask(connection, "INFO", "server")
+        run_id = _info(info, "run_id")
+        with self._greeting:
+            if run_id == self._greeted_run_id:
+                return
+            facts = self._facts(connection, info)
+            try:
+                check_settings(facts, self.durability)
+            except SetupError as error:
+                raise _Refused(error) from None
+            for script in scripts.ALL:
+                _ask(connection, "SCRIPT", "LOAD", script.source)
+            for keys in self.partitions:
+                self._open_partition(connection, keys, run_id, create=False)
+            self._greeted_run_id = run_id
+
+    def _open_partition(self, connection: Any, keys: PartitionKeys, run_id: str, *, create: bool) -> None:
+        args = (self.now_ms(), int(self.clock_compared), run_id, int(create))
+        _ask(connection, "EVALSHA", scripts.OPEN.sha, 2, keys.meta, keys.events, *args)
+
+    def _facts(self, connection: Any, info: bytes) -> ServerFacts:
+        names = (
+            "appendonly",
+            "appendfsync",
+            "maxmemory-policy",
+            "hash-max-listpack-value",
+            "hash-max-listpack-entries",
+        )
+        settings = {}
+        for name in names:
+            try:
+                pair = _ask(connection, "CONFIG", "GET", name)
+            except ResponseError:
+                continue  # a managed store without CONFIG: check_settings says "no answer"
+            if len(pair) == 2:
+                settings[pair[0].decode()] = pair[1].decode()
+        product = "valkey" if b"valkey_version:" in info else "redis"
+        version = _info(info, f"{product}_version")
+        return ServerFacts(
+            product, tuple(int(part) for part in version.split(".")[:3]), _info(info, "run_id"), settings
+        )
+
+    def facts(self) -> ServerFacts:
+        """Ask the server what it is and how it is set. Raises StoreUnavailable."""
+        with self._borrowed() as connection:
+            return self._facts(connection, _ask(connection, "INFO", "server"))
+
+    def use_partitions(self, tags: Sequence[bytes], *, create: bool = False) -> None:
+        """Set the deployment's partitions and open (or create) each on the server. Raises PickgateError."""
+        partitions = tuple(PartitionKeys(tag) for tag in tags)
+        with self._borrowed() as connection, self._greeting:
+            run_id = _info(_ask(connection, "INFO", "server"), "run_id")
+            for keys in partitions:
+                self._open_partition(connection, keys, run_id, create=create)
+            self.partitions = partitions
+            self._greeted_run_id = run_id
+
+    def _borrowed(self) -> _Borrowed:
+        return _Borrowed(self._pool)
+
+    # --- running ----------------------------------------------------------------------------------------------
+    def run(self, calls: Sequence[Call]) -> list[Any | PickgateError]:
+        """Run script calls in one write, each with its own outcome: the script's reply, or the error of that call alone.
+
+        now_ms and the clock switch are put in front of each call's arguments here, so all calls of a batch agree on the
+        time. With durability `replicated` the outcomes wait for the copies, on the same connection.
+        """
+        if not calls:
+            return []
+        head = (self.now_ms(), int(self.clock_compared))
+        outcomes = self._pipeline(calls, head)
+        again = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, NoScriptError)]
+        if again:
+            # SCRIPT FLUSH behind our back. NOSCRIPT means that nothing was run, so running it now is safe.
+            try:
+                with self._borrowed() as connection:
+                    for script in {calls[n].script.sha: calls[n].script for n in again}.values():
+                        _ask(connection, "SCRIPT", "LOAD", script.source)
+            except PickgateError as error:
+                return [error if n in again else _settled(outcome) for n, outcome in enumerate(outcomes)]
+            for n, outcome in zip(again, self._pipeline([calls[n] for n in again], head), strict=True):
+                outcomes[n] = outcome
+        return [_settled(outcome) for outcome in outcomes]
+
+    def _pipeline(self, calls: Sequence[Call], head: tuple[int, int]) -> list[Any]:
+        pipeline: Any = self._client.pipeline(transaction=False)
+        for call in calls:
+            pipeline.execute_command(
+                "EVALSHA", call.script.sha, len(call.keys), *call.keys, *head, *call.args
+            )
+        if self.durability is Durability.REPLICATED:
+            pipeline.execute_command("WAITAOF", 1, self.replicas, limits.REPLICATION_TIMEOUT_MS)
+        try:
+            outcomes: list[Any] = pipeline.execute(raise_on_error=False)
+        except RedisError as error:
+            translated = translate(error)
+            return [translated for _ in calls]
+        if self.durability is Durability.REPLICATED:
+            reached = outcomes.pop()
+            if isinstance(reached, RedisError) or reached[0] < 1 or reached[1] < self.replicas:
+                missed = NotReplicated(
+                    f"the change did not reach the disk of {self.replicas} replicas within"
+                    f" {limits.REPLICATION_TIMEOUT_MS} ms: retry with the same request id"
+                )
+                return [missed for _ in calls]
+        return outcomes
+
+    def read(self, commands: Sequence[tuple[bytes | str | int, ...]]) -> list[Any]:
+        """Run plain read commands in one write. Raises the error of the first that fails."""
+        pipeline: Any = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        try:
+            return list(pipeline.execute())
+        except RedisError as error:
+            raise translate(error) from None
+
+    def write(self, commands: Sequence[tuple[bytes | str | int, ...]]) -> list[Any]:
+        """Run plain write commands as one transaction (for creating a deployment). Raises PickgateError."""
+        pipeline: Any = self._client.pipeline(transaction=True)
+        for command in commands:
+            pipeline.execute_command(*command)
+        try:
+            return list(pipeline.execute())
+        except RedisError as error:
+            raise translate(error) from None
+
+
+class _Borrowed:
+    """A connection of the pool for one raw exchange; failures come out as errors of ours."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._connection: Any = None
+
+    def __enter__(self) -> Any:
+        try:
+            self._connection = self._pool.get_connection()
+        except RedisError as error:
+            raise translate(error) from None
+        return self._connection
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self._connection.disconnect()
+        self._pool.release(self._connection)
+        if isinstance(error, RedisError):
+            raise translate(error) from None
+
+
+def _settled(outcome: Any) -> Any:
+    return translate(outcome) if isinstance(outcome, RedisError) else outcome
+
+
+def _ask(connection: Any, *command: bytes | str | int) -> Any:
+    connection.send_command(*command)
+    return connection.read_response()
+
+
+def _info(info: bytes | str, field: str) -> str:
+    text = info.decode() if isinstance(info, bytes) else info
+    found = re.search(rf"^{field}:(.*?)\r?$", text, re.MULTILINE)
+    if found is None:
+        raise ResponseError(f"INFO lacks {field}")
+    return found.group(1)

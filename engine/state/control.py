@@ -1,0 +1,138 @@
+"""The control partition: what is not per store. Deployment constants, malls, stores, catalogue, wrapped keyring.
+
+Each process keeps a copy (engine.deployment); here is only how it is read and written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from engine import limits
+from engine.errors import Conflict, DeploymentMismatch, PickgateError, RequestIdReused
+from engine.state import scripts
+from engine.state.connection import Call, Connection
+from engine.state.keys import ControlKeys, spread_tags
+
+KINDS = ("malls", "stores", "catalogue", "keyring")
+FORMAT = 1
+"""Number of the state's layout. A store with another number is not touched."""
+
+_KEYS = ControlKeys()
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """What is fixed when a deployment is created."""
+
+    deployment_id: str
+    partitions: int
+    tags: tuple[str, ...]
+    clock_compared: bool
+    created_at_ms: int
+    format: int = FORMAT
+
+
+def create(
+    connection: Connection, *, deployment_id: str, partitions: int, clock_compared: bool, keyring: bytes
+) -> Constants:
+    """Create a deployment in an empty store: partitions first, then the constants, whose presence means "complete".
+
+    Raises DeploymentMismatch when the store holds one already, StoreUnavailable.
+    """
+    if read_constants(connection) is not None:
+        raise DeploymentMismatch("the store holds a deployment already: open it, or use another store")
+    constants = Constants(
+        deployment_id=deployment_id,
+        partitions=partitions,
+        tags=tuple(tag.decode("ascii") for tag in spread_tags(partitions)),
+        clock_compared=clock_compared,
+        created_at_ms=connection.now_ms(),
+    )
+    connection.use_partitions([tag.encode() for tag in constants.tags], create=True)
+    connection.write(
+        [
+            ("HSET", _KEYS.keyring, "blob", keyring),
+            (
+                "HSET",
+                _KEYS.meta,
+                *("constants", json.dumps(asdict(constants))),
+                *("version", 1),
+                *("keyring", 1),
+                *("last_seen", 0),
+            ),
+            ("XADD", _KEYS.events, "1-0", "kind", "created", "at", str(constants.created_at_ms)),
+        ]
+    )
+    return constants
+
+
+def read_constants(connection: Connection) -> Constants | None:
+    """Constants of the deployment in this store, None if it holds none. Raises DeploymentMismatch, StoreUnavailable."""
+    [text] = connection.read([("HGET", _KEYS.meta, "constants")])
+    if text is None:
+        return None
+    fields: dict[str, Any] = json.loads(text)
+    if fields.get("format") != FORMAT:
+        raise DeploymentMismatch(
+            f"the store holds a deployment of format {fields.get('format')}, this version reads format {FORMAT}:"
+            " use the version of pickgate that made it"
+        )
+    fields["tags"] = tuple(fields["tags"])
+    return Constants(**fields)
+
+
+def read_versions(connection: Connection) -> Mapping[str, int]:
+    """Version of the whole ("version") and of each kind that was ever put. Raises StoreUnavailable."""
+    [values] = connection.read([("HMGET", _KEYS.meta, "version", *KINDS)])
+    return {name: int(value or 0) for name, value in zip(("version", *KINDS), values, strict=True)}
+
+
+def read_kind(connection: Connection, kind: str) -> dict[str, bytes]:
+    """All entries of one kind, by field. Raises StoreUnavailable."""
+    [pairs] = connection.read([("HGETALL", _KEYS.kind(kind))])
+    items = pairs.items() if isinstance(pairs, dict) else zip(pairs[::2], pairs[1::2], strict=True)
+    return {field.decode(): value for field, value in items}
+
+
+def put(
+    connection: Connection,
+    kind: str,
+    entries: Sequence[tuple[str, bytes]],
+    *,
+    request: bytes,
+    body: bytes,
+    actor: str,
+    expected_version: int | None = None,
+) -> int:
+    """Put entries of one kind (at most BATCH_MAX) in one step; gives the new version, or the first one's for a retry.
+
+    The event in the control stream carries the entries, but never the keyring's blob. Raises RequestIdReused, Conflict (the
+    kind has not the expected version), StoreUnavailable.
+    """
+    args: list[bytes | int] = [
+        kind.encode("ascii"),
+        b"" if expected_version is None else b"%d" % expected_version,
+        body,
+        actor.encode(),
+        int(kind != "keyring"),
+    ]
+    for field, value in entries:
+        args += [field.encode(), value]
+    assert len(entries) <= limits.BATCH_MAX
+    keys = (_KEYS.meta, _KEYS.events, _KEYS.kind(kind), _KEYS.answer(request))
+    [reply] = connection.run([Call(scripts.CONTROL, keys, args)])
+    if isinstance(reply, PickgateError):
+        raise reply
+    if reply[0] == b"X":
+        raise RequestIdReused(
+            "this request id was used before for another change: nothing was done; use a new id for a new change",
+            field="request_id",
+        )
+    if reply[0] == b"V":
+        raise Conflict(
+            f"somebody changed the {kind} meanwhile (version {int(reply[1])}): read it again, then repeat"
+        )
+    return int(reply[1])

@@ -1,0 +1,103 @@
+"""Events: what each change of state appended to its partition's stream, read back into plain values.
+
+State = fold(events), always: an event carries all that is needed to make the change again.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from engine.claims import EventId, LineState, State
+from engine.state import layouts
+
+
+class EventType(IntEnum):
+    """Kinds of event. Numbers are stored: never renumber, never reuse."""
+
+    ISSUED = 1
+    REDEEMED = 2
+    TRIED = 3
+    LOCKED = 4
+    VOIDED = 5
+    EXPIRED = 6
+    STOCK = 7
+    EPOCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event. `facts` holds what its type says:
+
+    ISSUED record (bytes as stored) · REDEEMED state, cycle, bucket, lines (count taken, left after) · TRIED, LOCKED tries,
+    bucket · VOIDED lines (left = released), reason · EXPIRED lines (left = released) · STOCK change, sku_id, amount,
+    on_hand, reserved, baseline, tier, reason · EPOCH run_id.
+    """
+
+    id: EventId
+    type: EventType
+    at_ms: int
+    mall_id: int
+    store_id: int
+    uid: bytes
+    terminal_id: int
+    request: bytes
+    body: bytes
+    actor: str
+    facts: dict[str, Any]
+
+
+def unpack_lines(data: bytes, offset: int, count: int) -> tuple[tuple[LineState, ...], int]:
+    """`count` lines at `offset`, and the offset behind them."""
+    size = layouts.LINE.size
+    lines = tuple(LineState(*layouts.LINE.struct.unpack_from(data, offset + n * size)) for n in range(count))
+    return lines, offset + count * size
+
+
+def parse(partition: int, entry_id: bytes, data: bytes) -> Event:
+    """Read one event of a partition's stream: `entry_id` is the stream id (epoch-seq), `data` its field `e`."""
+    epoch, seq = entry_id.split(b"-")
+    _, type_, at_ms, mall, store, uid, terminal, request, body, actor_len = layouts.EVENT.unpack(data)
+    at = layouts.EVENT.size
+    actor = data[at : at + actor_len].decode()
+    at += actor_len
+    facts: dict[str, Any] = {}
+    kind = EventType(type_)
+    if kind is EventType.ISSUED:
+        facts["record"] = data[at:]
+    elif kind is EventType.REDEEMED:
+        state, facts["cycle"], facts["bucket"], count = data[at : at + 4]
+        facts["state"] = State(state)
+        facts["lines"], at = unpack_lines(data, at + 4, count)
+    elif kind in (EventType.TRIED, EventType.LOCKED):
+        facts["tries"], facts["bucket"] = data[at : at + 2]
+    elif kind is EventType.VOIDED:
+        count, reason_len = data[at : at + 2]
+        facts["lines"], at = unpack_lines(data, at + 2, count)
+        facts["reason"] = data[at : at + reason_len].decode()
+    elif kind is EventType.EXPIRED:
+        facts["lines"], at = unpack_lines(data, at + 1, data[at])
+    elif kind is EventType.STOCK:
+        change, sku_id, negative, amount = struct.unpack_from(">BIBI", data, at)
+        at += 10
+        facts.update(change=change, sku_id=sku_id, amount=-amount if negative else amount)
+        facts.update(zip(layouts.STOCK.names, layouts.STOCK.unpack(data, at), strict=True))
+        at += layouts.STOCK.size
+        facts["reason"] = data[at + 1 : at + 1 + data[at]].decode()
+    else:
+        facts["run_id"] = data[at:].decode("ascii")
+    return Event(
+        EventId(partition, int(epoch), int(seq)),
+        kind,
+        at_ms,
+        mall,
+        store,
+        uid,
+        terminal,
+        request,
+        body,
+        actor,
+        facts,
+    )

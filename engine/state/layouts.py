@@ -1,0 +1,111 @@
+"""Binary layouts that Lua and Python share, each written once.
+
+A layout is a list of `name:code` fields, big-endian: `c8` eight raw bytes, `B` one byte, `I2` `I4` `I6` `I8` unsigned integers.
+The script loader hands the Lua side its format string from here, and each script's header repeats the fields; a test compares
+both. Times of day are unix milliseconds in six bytes (good until the year 10889), expiries unix seconds in four.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Any, Final
+
+_CODES: Final = {"B": "B", "I2": "H", "I4": "I", "I6": "6s", "I8": "Q"}
+
+
+class Layout:
+    """A fixed run of fields, packed and unpacked in one step."""
+
+    __slots__ = ("_sixes", "lua", "names", "pack", "size", "struct", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = " ".join(text.split())
+        fields = [field.split(":") for field in self.text.split(" ")]
+        self.names: tuple[str, ...] = tuple(name for name, _ in fields)
+        self.lua = ">" + "".join(code for _, code in fields)
+        python = "".join(
+            f"{code[1:]}s" if re.fullmatch(r"c\d+", code) else _CODES[code] for _, code in fields
+        )
+        self.struct = struct.Struct(">" + python)
+        self.size = self.struct.size
+        self.pack = self.struct.pack
+        self._sixes = tuple(at for at, (_, code) in enumerate(fields) if code == "I6")
+
+    def unpack(self, data: bytes, offset: int = 0) -> tuple[Any, ...]:
+        """Fields at `offset`: raw ones as bytes, all others as int."""
+        values = list(self.struct.unpack_from(data, offset))
+        for at in self._sixes:
+            values[at] = int.from_bytes(values[at], "big")
+        return tuple(values)
+
+
+RECORD: Final = Layout(
+    "layout:B state:B flavour:B channel:B mall:I4 store:I4 policy:I4 issued:I6 changed:I6 stamp_floor:I4 exp:I4 issue_exp:I4 amount:I4 "
+    "pin_generation:B revision:B cycle:B tries:B issue_epoch:I4 issue_seq:I6 request:c12 body:c8 "
+    "last_terminal:I4 last_at:I6 lock_epoch:I4 lock_seq:I6 n_lines:B n_requests:B order_len:B split_len:I2"
+)
+"""A code's record; behind it n_lines × LINE, n_requests × 12 bytes of request digests, the order id and the split."""
+
+LINE: Final = Layout("sku:I4 count:I2 left:I2")
+"""One line of a record or an answer."""
+
+STOCK: Final = Layout("on_hand:I4 reserved:I4 baseline:I4 tier:B")
+"""Stock figures of one SKU."""
+
+EVENT: Final = Layout(
+    "layout:B type:B at:I6 mall:I4 store:I4 uid:c8 terminal:I4 request:c12 body:c8 actor_len:B"
+)
+"""Head of every event; behind it the actor, then what the type says (events.py)."""
+
+ATTEMPT: Final = Layout("at:I6 uid:c8 mall:I4 store:I4 terminal:I4 verdict:B bucket:B")
+"""One refused attempt in the bounded stream."""
+
+REDEEM_ITEM: Final = Layout(
+    "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 "
+    "version:B stale:B pin_1:B pin_2:B place:B closed:B bucket:B dry:B n_lines:B actor_len:B"
+)
+"""One try to redeem: keys as indexes into KEYS; behind it n_lines × (sku:I4 count:I2) and the actor."""
+
+WANTED: Final = Layout("sku:I4 count:I2")
+"""One wanted line of an issue or a redemption."""
+
+REDEEM_ANSWER: Final = Layout(
+    "verdict:B at:I6 epoch:I4 seq:I6 terminal:I4 tries_left:B sku:I4 store:I4 cycle:B flavour:B exp:I4 bucket:B "
+    "n_lines:B order_len:B"
+)
+"""Answer of one try; behind it n_lines × LINE and the order id. This is also what is remembered."""
+
+ISSUE_ITEM: Final = Layout(
+    "request:c12 body:c8 mall:I4 store:I4 channel:B flavour:B policy:I4 exp:I4 amount:I4 pin_generation:B stock_key:I2 "
+    "due_key:I2 n_candidates:B n_lines:B order_len:B split_len:I2 actor_len:B"
+)
+"""One issue; behind it n_candidates × CANDIDATE, n_lines × WANTED, order id, split, actor."""
+
+CANDIDATE: Final = Layout("uid:c8 record_key:I2")
+"""A uid that the request may get, and the index of its bucket in KEYS."""
+
+ISSUE_ANSWER: Final = Layout("verdict:B uid:c8 issued:I6 exp:I4 pin_generation:B epoch:I4 seq:I6 sku:I4")
+"""Answer of one issue."""
+
+VOID_ITEM: Final = Layout(
+    "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 actor_len:B reason_len:B"
+)
+"""One void; behind it the actor and the reason. `stock_key` and `store` are those of the code's record as read before."""
+
+VOID_ANSWER: Final = Layout("verdict:B at:I6 epoch:I4 seq:I6 terminal:I4 n_lines:B")
+"""Answer of one void; behind it n_lines × LINE with what was released in `left`."""
+
+STOCK_ITEM: Final = Layout(
+    "stock_key:I2 answer_key:I2 request:c12 body:c8 mall:I4 store:I4 sku:I4 change:B negative:B amount:I4 actor_len:B "
+    "reason_len:B"
+)
+"""One stock change; behind it the actor and the reason. The amount's sign travels in `negative`."""
+
+STOCK_ANSWER: Final = Layout("verdict:B sku:I4 on_hand:I4 reserved:I4 baseline:I4 tier:B epoch:I4 seq:I6")
+"""Answer of one stock change: the figures after it."""
+
+REGISTER_ITEM: Final = Layout("request:c12 body:c8 day_0:I2 day_1:I2 day_2:I2 day_3:I2")
+"""One request id, and the register buckets of today and of the three days before."""
+
+LAYOUTS: Final = {name: value for name, value in globals().items() if isinstance(value, Layout)}

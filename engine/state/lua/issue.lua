@@ -1,0 +1,84 @@
+-- issue: make N codes, each with its reservation
+-- KEYS   1 facts (m) · 2 events (e) · then the buckets, stock hashes and due indexes the items point to
+-- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one ISSUE_ITEM each
+-- ITEM   request:c12 body:c8 mall:I4 store:I4 channel:B flavour:B policy:I4 exp:I4 amount:I4 pin_generation:B stock_key:I2 due_key:I2 n_candidates:B n_lines:B order_len:B split_len:I2 actor_len:B
+-- ANSWER verdict:B uid:c8 issued:I6 exp:I4 pin_generation:B epoch:I4 seq:I6 sku:I4
+-- RETURN per item one byte and, but for X and C, an ISSUE_ANSWER: A decided now · R remembered · X request id reused with
+--        another body · C all candidate uids are taken by other requests
+--
+-- The record is its own idempotency entry: its uid is a function of the request, so a retry finds it among its candidates.
+-- All candidates are looked at before the first free one is taken, because an earlier one may have become free meanwhile.
+
+local failed = begin()
+if failed then return failed end
+
+local function answer(verdict, uid, r, sku)
+  if r then
+    return pack(ISSUE_ANSWER, verdict, uid, r.issued, r.issue_exp, r.pin_generation, r.issue_epoch, r.issue_seq, 0)
+  end
+  return pack(ISSUE_ANSWER, verdict, uid, now, 0, 0, 0, 0, sku)
+end
+
+local function issue(item)
+  local request, body, mall, store, channel, flavour, policy, exp, amount, pin_generation, stock_key, due_key, n_candidates,
+  n_lines, order_len, split_len, actor_len, at = unpack_fields(ISSUE_ITEM, item)
+  stock_key, due_key = KEYS[stock_key], KEYS[due_key]
+
+  local free_uid, free_key
+  for _ = 1, n_candidates do
+    local uid, record_key
+    uid, record_key, at = unpack_fields(CANDIDATE, item, at)
+    record_key = KEYS[record_key]
+    local bytes = look(record_key, uid)
+    if not bytes then
+      if not free_uid then free_uid, free_key = uid, record_key end
+    else
+      local r = read_record(bytes)
+      if r.request == request then
+        if r.body ~= body then return 'X' end
+        return 'R' .. answer(ISSUE.ISSUED, uid, r, 0)
+      end
+    end
+  end
+  if not free_uid then return 'C' end
+
+  local lines, figures = {}, {}
+  for n = 1, n_lines do
+    local sku, count
+    sku, count, at = unpack_fields(WANTED, item, at)
+    local s = read_stock(stock_key, sku)
+    if s.on_hand - s.reserved < count then
+      return 'A' .. answer(ISSUE.STOCK_SHORT, free_uid, nil, sku)
+    end
+    lines[n] = { sku = sku, count = count, left = count }
+    figures[n] = s
+  end
+  local order = item:sub(at, at + order_len - 1)
+  at = at + order_len
+  local split = item:sub(at, at + split_len - 1)
+  local actor = item:sub(at + split_len, at + split_len + actor_len - 1)
+
+  for n, line in ipairs(lines) do
+    figures[n].reserved = figures[n].reserved + line.count
+    write_stock(stock_key, line.sku, figures[n])
+  end
+  local r = {
+    state = STATE.LIVE, flavour = flavour, channel = channel, mall = mall, store = store, policy = policy, issued = now,
+    -- Nothing was rendered before this moment, so a render within the same second may take any stamp.
+    changed = now, stamp_floor = 0, exp = exp, issue_exp = exp, amount = amount, pin_generation = pin_generation, revision = 0, cycle = 0,
+    tries = 0, issue_epoch = epoch, issue_seq = seq + 1, request = request, body = body, last_terminal = 0, last_at = 0,
+    lock_epoch = 0, lock_seq = 0, lines = lines, requests = '', order = order, split = split,
+  }
+  local bytes = write_record(r)
+  emit(EVENT_TYPE.ISSUED, mall, store, free_uid, 0, request, body, actor, bytes)
+  place(free_key, free_uid, bytes)
+  fall_due(due_key, free_uid)
+  return 'A' .. answer(ISSUE.ISSUED, free_uid, r, 0)
+end
+
+local answers = {}
+for n = 3, #ARGV do
+  answers[n - 2] = issue(ARGV[n])
+end
+commit()
+return answers

@@ -1,0 +1,176 @@
+-- redeem: one try to redeem (or to inspect) each of N codes
+-- KEYS   1 facts (m) · 2 events (e) · 3 refused attempts (a) · then the keys the items point to
+-- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one REDEEM_ITEM each
+-- ITEM   uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 version:B stale:B pin_1:B pin_2:B place:B closed:B bucket:B dry:B n_lines:B actor_len:B
+-- ANSWER verdict:B at:I6 epoch:I4 seq:I6 terminal:I4 tries_left:B sku:I4 store:I4 cycle:B flavour:B exp:I4 bucket:B n_lines:B order_len:B
+-- RETURN per item one byte and, but for X and M, a REDEEM_ANSWER with its lines and order id: A decided now · R remembered ·
+--        X request id reused with another body · M the code has too many remembered changes
+--
+-- The caller's findings (stale, pin, place, closed) are what the pure policy found before; each is 0 when it found nothing
+-- against the try, and applies only if no rule before it answers. stale is 1; place and closed are the verdict's number.
+-- pin_1 and pin_2 are the PIN generations for which the PIN given was right (0: none), both 255 when no PIN was given.
+-- version is what the payload claims. `dry` (inspect) remembers nothing, counts nothing and writes nothing.
+
+local failed = begin()
+if failed then return failed end
+
+local refused = {}
+
+local function answer(verdict, r, facts)
+  facts = facts or {}
+  local lines = facts.lines or {}
+  local order = r and r.order or ''
+  return pack(REDEEM_ANSWER, verdict, facts.at or now, facts.epoch or 0, facts.seq or 0, facts.terminal or 0,
+    facts.tries_left or 0, facts.sku or 0, r and r.store or 0, r and r.cycle or 0, r and r.flavour or 0, r and r.exp or 0,
+    facts.bucket or 255, #lines, #order) .. write_lines(lines) .. order
+end
+
+-- Lines to hand out: all that is left, or those wanted. Returns them, or nil and the SKU that has not enough left.
+local function choose(r, item, at, n_wanted)
+  local taken = {}
+  if n_wanted == 0 then
+    for n, line in ipairs(r.lines) do
+      if line.left > 0 then taken[#taken + 1] = { n = n, count = line.left } end
+    end
+    return taken
+  end
+  for _ = 1, n_wanted do
+    local sku, count
+    sku, count, at = unpack_fields(WANTED, item, at)
+    local found
+    for n, line in ipairs(r.lines) do
+      if line.sku == sku and line.left >= count then found = n end
+    end
+    if not found then return nil, sku end
+    taken[#taken + 1] = { n = found, count = count }
+  end
+  return taken
+end
+
+local function redeem(item)
+  local uid, record_key, answer_key, stock_key, due_key, request, body, mall, store, terminal, version, stale, pin_1, pin_2,
+  place_finding, closed, bucket, dry, n_lines, actor_len, at = unpack_fields(REDEEM_ITEM, item)
+  dry = dry == 1
+  record_key, stock_key, due_key = KEYS[record_key], KEYS[stock_key], KEYS[due_key]
+
+  -- a remembered request gets its first answer, whatever the policy says now
+  if not dry then
+    answer_key = KEYS[answer_key]
+    local kept = look(answer_key, request)
+    if kept then
+      if kept:sub(1, 8) ~= body then return 'X' end
+      return 'R' .. kept:sub(9)
+    end
+  end
+
+  local function refuse(verdict, r, facts)
+    if not dry then
+      refused[#refused + 1] = pack(ATTEMPT, now, uid, mall, store, terminal, verdict, bucket)
+    end
+    facts = facts or {}
+    facts.bucket = bucket
+    return 'A' .. answer(verdict, r, facts)
+  end
+
+  -- the record's state
+  local bytes = look(record_key, uid)
+  if not bytes then return refuse(REDEEM.UNKNOWN_CODE) end
+  local r = read_record(bytes)
+  if r.mall ~= mall then return refuse(REDEEM.UNKNOWN_CODE) end
+  if floor(r.flavour / 16) ~= version then return refuse(REDEEM.INVALID_CODE) end
+  if r.state == STATE.REDEEMED then
+    return refuse(REDEEM.ALREADY_REDEEMED, r, { at = r.last_at, terminal = r.last_terminal })
+  end
+  if r.state == STATE.VOIDED then return refuse(REDEEM.VOIDED, r, { at = r.changed }) end
+  if r.state == STATE.EXPIRED then return refuse(REDEEM.EXPIRED, r) end
+  if r.state == STATE.LOCKED then
+    return refuse(REDEEM.LOCKED, r, { epoch = r.lock_epoch, seq = r.lock_seq })
+  end
+  if r.exp * 1000 <= now then return refuse(REDEEM.EXPIRED, r) end
+
+  -- the payload's own freshness, then the store
+  if stale ~= 0 then return refuse(REDEEM.STALE_CODE, r) end
+  if r.store ~= store then return refuse(REDEEM.WRONG_STORE, r) end
+
+  if not dry and #r.requests >= 12 * LIMIT.REMEMBERED_REQUESTS_MAX then return 'M' end
+  local actor = item:sub(-actor_len)
+  if actor_len == 0 then actor = '' end
+
+  -- second factor: a static code needs its PIN, and each wrong one is burnt here, so parallel guesses gain nothing
+  if version == 1 and not dry then
+    if pin_1 == 255 then return refuse(REDEEM.PIN_REQUIRED, r) end
+    if pin_1 ~= r.pin_generation and pin_2 ~= r.pin_generation then
+      r.tries = r.tries + 1
+      r.requests = r.requests .. request
+      local kept
+      if r.tries >= LIMIT.TRIES_MAX then
+        r.state = STATE.LOCKED
+        r.lock_epoch = epoch
+        r.lock_seq = emit(EVENT_TYPE.LOCKED, mall, store, uid, terminal, request, body, actor, pack('>BB', r.tries, bucket))
+        kept = answer(REDEEM.LOCKED, r, { epoch = epoch, seq = r.lock_seq, bucket = bucket })
+      else
+        local number = emit(EVENT_TYPE.TRIED, mall, store, uid, terminal, request, body, actor,
+          pack('>BB', r.tries, bucket))
+        kept = answer(REDEEM.PIN_WRONG, r,
+          { epoch = epoch, seq = number, tries_left = LIMIT.TRIES_MAX - r.tries, bucket = bucket })
+      end
+      place(record_key, uid, write_record(r))
+      place(answer_key, request, body .. kept)
+      return 'A' .. kept
+    end
+  end
+
+  -- where the terminal is, and whether the store hands out at all
+  if place_finding ~= 0 then return refuse(place_finding, r) end
+  if closed ~= 0 then return refuse(closed, r) end
+
+  -- what is left of the code, then the stock
+  local taken, missing = choose(r, item, at, n_lines)
+  if not taken then return refuse(REDEEM.NOTHING_LEFT, r, { sku = missing }) end
+  local figures = {}
+  for n, take in ipairs(taken) do
+    local sku = r.lines[take.n].sku
+    local s = read_stock(stock_key, sku)
+    if s.on_hand < take.count then return refuse(REDEEM.OUT_OF_STOCK, r, { sku = sku }) end
+    figures[n] = s
+  end
+  if dry then return 'A' .. answer(REDEEM.REDEEMED, r, { lines = r.lines, bucket = bucket }) end
+
+  -- everything is decided: take the stock, mark the code, number the event
+  local lines, all_taken = {}, true
+  for n, take in ipairs(taken) do
+    local line = r.lines[take.n]
+    line.left = line.left - take.count
+    figures[n].on_hand = figures[n].on_hand - take.count
+    figures[n].reserved = figures[n].reserved - take.count
+    write_stock(stock_key, line.sku, figures[n])
+    lines[n] = { sku = line.sku, count = take.count, left = line.left }
+  end
+  for _, line in ipairs(r.lines) do
+    if line.left > 0 then all_taken = false end
+  end
+  r.last_terminal, r.last_at = terminal, now
+  r.requests = r.requests .. request
+  if all_taken then
+    end_record(r, STATE.REDEEMED, due_key, uid)
+  else
+    r.state = STATE.PARTLY
+    touch(r)
+  end
+  local number = emit(EVENT_TYPE.REDEEMED, mall, store, uid, terminal, request, body, actor,
+    pack('>BBBB', r.state, r.cycle, bucket, #lines) .. write_lines(lines))
+  local kept = answer(REDEEM.REDEEMED, r, { epoch = epoch, seq = number, terminal = terminal, lines = lines, bucket = bucket })
+  place(record_key, uid, write_record(r))
+  place(answer_key, request, body .. kept)
+  return 'A' .. kept
+end
+
+local answers = {}
+for n = 3, #ARGV do
+  answers[n - 2] = redeem(ARGV[n])
+end
+commit()
+for _, attempt in ipairs(refused) do
+  redis.call('XADD', KEYS[3], 'MAXLEN', '~', LIMIT.ATTEMPTS_KEPT, '*', 'a', attempt)
+end
+return answers

@@ -1,0 +1,71 @@
+"""The register of request ids: notices an id that comes back with another body, whichever partition it names.
+
+A mall's verbs enter their request ids here before the deciding script runs, and strike them out again when the answer is a
+refusal, since a refusal changes nothing and is not remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from engine.errors import PickgateError, RequestIdReused
+from engine.state import batch, layouts, scripts
+from engine.state.connection import Connection
+from engine.state.keys import PartitionKeys
+
+_DAY_MS: Final = 86_400_000
+_REUSED: Final = b"X"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One request id in its scope, and the body that must agree."""
+
+    request: bytes
+    body: bytes
+
+
+def enter(connection: Connection, entries: Sequence[Entry]) -> list[PickgateError | None]:
+    """Enter request ids. Per entry None, or the error: RequestIdReused, StoreUnavailable."""
+    return _run(connection, entries, enter=True)
+
+
+def strike_out(connection: Connection, entries: Sequence[Entry]) -> None:
+    """Strike out request ids that were refused. What fails here only makes a later reuse be refused."""
+    if entries:
+        _run(connection, entries, enter=False)
+
+
+def _run(connection: Connection, entries: Sequence[Entry], *, enter: bool) -> list[PickgateError | None]:
+    partitions = len(connection.partitions)
+    today = connection.now_ms() // _DAY_MS
+
+    def pack(entry: Entry, names: PartitionKeys, keys: batch.Keys) -> bytes:
+        days = (keys.index(names.register(entry.request, today - back)) for back in range(4))
+        return layouts.REGISTER_ITEM.pack(entry.request, entry.body, *days)
+
+    replies = batch.run(
+        connection,
+        scripts.REGISTER,
+        entries,
+        lambda entry: int.from_bytes(entry.request[4:8], "big") % partitions,
+        pack,
+        first_args=(int(enter),),
+    )
+    outcomes: list[PickgateError | None] = []
+    for reply in replies:
+        if isinstance(reply, PickgateError):
+            outcomes.append(reply)
+        elif reply == _REUSED:
+            outcomes.append(
+                RequestIdReused(
+                    "this request id was used before for another request: nothing was done; use a new id for a new request,"
+                    " and the same id only to repeat exactly the same one",
+                    field="request_id",
+                )
+            )
+        else:
+            outcomes.append(None)
+    return outcomes
