@@ -746,36 +746,28 @@ class Keys:
         return prfs.by_generation[prfs.maker]
 
 
-def _ready(records: list[KeyRecord], now_s: int) -> list[KeyRecord]:
-    """Those of a slot's usable keys that may make codes now, latest activation first: active, or in its handover."""
-    ready = [
-        record
-        for record in records
-        if record.state is KeyState.ACTIVE or now_s < record.retired_at_s + HANDOVER_S
-    ]
-    return sorted(ready, key=lambda record: record.activated_at_s, reverse=True)
-
-
 def _maker(records: list[KeyRecord], now_s: int) -> KeyRecord | None:
-    """The key that makes new codes: the latest that every process knows; else the one known for longest.
+    """The key of a slot's usable ones that makes new codes: during a handover the retired one that is known for longest.
 
     None without an active key: a retired key must not come back to life because its successor was disabled.
     """
     if all(record.state is not KeyState.ACTIVE for record in records):
         return None
-    ready = _ready(records, now_s)
-    return next((record for record in ready if now_s >= record.activated_at_s + HANDOVER_S), ready[-1])
+    ready = [
+        record
+        for record in records
+        if record.state is KeyState.ACTIVE or now_s < record.retired_at_s + HANDOVER_S
+    ]
+    return min(ready, key=lambda record: record.activated_at_s)
 
 
 def _changes_s(records: list[KeyRecord], now_s: int) -> list[int]:
-    """Times at which the keys of a slot change their role by themselves: ends of use, and of handovers under way."""
+    """Times at which the usable keys of a slot change their role by themselves: ends of use, and of a handover."""
     times_s = [record.usable_until_s + 1 for record in records if record.state is KeyState.VERIFY_ONLY]
     maker = _maker(records, now_s)
     if maker is not None and maker.state is not KeyState.ACTIVE:
-        ready = _ready(records, now_s)
-        times_s += [record.activated_at_s + HANDOVER_S for record in ready]
-        times_s += [record.retired_at_s + HANDOVER_S for record in ready if record.retired_at_s]
-    return [time_s for time_s in times_s if time_s > now_s]
+        times_s.append(maker.retired_at_s + HANDOVER_S)
+    return times_s
 
 
 def _prfs(records: list[KeyRecord], maker: KeyRecord | None) -> _Prfs:
