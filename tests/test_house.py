@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.errors import SetupError, StoreBinaryMissing, StoreInUse, StoreSettings, StoreUnavailable
+from server.config import Settings
+
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = (ROOT / "requirements.lock").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -168,3 +171,18 @@ def test_what_the_system_lacks_is_said_in_one_line(tmp_path: Path, missing: str,
     assert len(ours) == 1
     assert message in ours[0]
     assert not (tmp_path / ".venv").exists()
+
+
+def test_operations_names_every_setting_and_no_other() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    table = text.partition("| key | meaning |")[2].partition("\n\n")[0]
+    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(Settings.model_fields)
+
+
+def test_operations_names_the_store_errors_by_their_slugs() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    named = set(re.findall(r"^\| ([A-Z_]+)\b", text, re.M))
+    assert named == {
+        error.slug for error in (StoreInUse, StoreBinaryMissing, SetupError, StoreSettings, StoreUnavailable)
+    }

@@ -40,7 +40,7 @@ from urllib.parse import quote
 
 from engine.errors import ConfigError, SetupError, StoreBinaryMissing, StoreInUse, StoreUnavailable
 
-Durability = Literal["fsync", "memory"]
+EmbeddedDurability = Literal["fsync", "memory"]
 
 BINARY_VARIABLE: Final = "PICKGATE_STORE_BINARY"
 """Environment variable that names the server binary, before any other place is searched."""
@@ -200,7 +200,7 @@ class EmbeddedServer:
         self,
         data_dir: str | os.PathLike[str],
         *,
-        durability: Durability = "fsync",
+        durability: EmbeddedDurability = "fsync",
         binary: str | os.PathLike[str] | None = None,
         tcp_port: int = 0,
         extra_settings: Mapping[str, str] | None = None,
@@ -220,7 +220,7 @@ class EmbeddedServer:
             raise ConfigError(f"{', '.join(clash)}: fixed by the embedded store", field="extra_settings")
         self.data_dir: Final = Path(data_dir).absolute()
         self.log_path: Final = self.data_dir / "store.log"
-        self.durability: Final[Durability] = durability
+        self.durability: Final[EmbeddedDurability] = durability
         self._binary = binary
         self._tcp_port = tcp_port
         self._extra_settings = dict(extra_settings or {})
