@@ -1,7 +1,7 @@
 """What opening a payload can answer: a closed set, numbered once, a retired number never used again.
 
 Internal: whoever presents a payload learns only that it is not genuine, whatever the number was. The numbers are for
-counters and tests. The names F1 to F11 are the checks of docs/format.md.
+counters and tests. The names F1 to F10 are the checks of docs/format.md.
 """
 
 from enum import IntEnum, unique
