@@ -17,7 +17,14 @@ from typing import Any, Final
 
 from engine import keyring as keyrings
 from engine import limits
-from engine.errors import KeyringLocked, PickgateError, StaleControl, TooManyItems, UnknownMall
+from engine.errors import (
+    KeyringLocked,
+    PickgateError,
+    SetupError,
+    StaleControl,
+    TooManyItems,
+    UnknownMall,
+)
 from engine.idempotency import body_digest, request_digest
 from engine.keyring import Keyring, Keys
 from engine.state import control as state
@@ -129,7 +136,7 @@ class Control:
                     items: Iterable[_Entries] = map(entry_type.from_json, entries)
                     parts[kind] = {_key(item): item for item in items}
             if old is None or old.versions["keyring"] != versions["keyring"]:
-                ring, keys, locked = self._open_keyring()
+                ring, keys, locked = self._open_keyring(old)
             else:
                 ring, keys, locked = old.keyring, old.keys, old.locked
                 due_s = keys.next_change_s if keys else None
@@ -150,12 +157,25 @@ class Control:
     def _now_s(self) -> int:
         return self._connection.now_ms() // 1000
 
-    def _open_keyring(self) -> tuple[Keyring | None, Keys | None, KeyringLocked | None]:
-        blob = state.read_kind(self._connection, "keyring")[_BLOB]
+    def _open_keyring(self, old: Copy | None) -> tuple[Keyring | None, Keys | None, KeyringLocked | None]:
+        """The keyring now in the store. What can't be opened locks this process' verbs; reads go on."""
+        blob = state.read_kind(self._connection, "keyring").get(_BLOB, b"")
         try:
             ring = keyrings.load(blob, self._unlock, self._deployment_id)
         except KeyringLocked as locked:
             return None, None, locked
+        except SetupError as damaged:
+            return None, None, KeyringLocked(damaged.message)
+        if old is not None and old.keyring is not None and ring.revision < old.keyring.revision:
+            # A genuine but older blob would bring back keys that were disabled.
+            return (
+                None,
+                None,
+                KeyringLocked(
+                    f"the keyring in the store has revision {ring.revision}, this process has seen"
+                    f" {old.keyring.revision}: somebody put an older one back; restore the newer one, then restart"
+                ),
+            )
         return ring, Keys.build(ring, self._now_s()), None
 
     # --- reading ----------------------------------------------------------------------------------------------

@@ -105,6 +105,12 @@ STOCK_ITEM: Final = Layout(
 STOCK_ANSWER: Final = Layout("verdict:B sku:I4 on_hand:I4 reserved:I4 baseline:I4 tier:B epoch:I4 seq:I6")
 """Answer of one stock change: the figures after it."""
 
+EXPIRE_ITEM: Final = Layout("uid:c8 record_key:I2 stock_key:I2 due_key:I2 n_answers:B")
+"""One uid whose time has come; behind it n_answers × ANSWER_KEY, for the record's remembered requests."""
+
+ANSWER_KEY: Final = Layout("request:c12 answer_key:I2")
+"""A remembered request, and the bucket that holds its answer."""
+
 REGISTER_ITEM: Final = Layout("request:c12 body:c8 day_0:I2 day_1:I2 day_2:I2 day_3:I2")
 """One request id, and the register buckets of today and of the three days before."""
 

@@ -259,6 +259,7 @@ class EmbeddedServer:
 
         Raises:
             StoreBinaryMissing: no usable server binary.
+            ConfigError: durability "memory" on a folder that holds data.
             StoreInUse: another process owns the data folder; the message names its pid.
             SetupError: the folder is open to others, can't be used, or the server refused to start on it (damaged data,
                 a full disk): the message says which and ends with the last lines of its log.
@@ -269,6 +270,12 @@ class EmbeddedServer:
                 return self
             binary = find_binary(self._binary)
             _make_private(self.data_dir)
+            if self.durability == "memory" and (self.data_dir / "appendonlydir").exists():
+                raise ConfigError(
+                    f"the data folder {self.data_dir} holds a store's data, which durability 'memory' would neither read "
+                    "nor keep: use 'fsync', or another folder",
+                    field="durability",
+                )
             self._lock_fd = _take_lock(self.data_dir)
             try:
                 self._socket_path = self._place_socket()
@@ -398,7 +405,8 @@ class _Watcher(threading.Thread):
         """End the store, then the thread; returns when both have ended."""
         self._stopping.set()
         os.eventfd_write(self._wake_fd, 1)
-        self.join()
+        if self.ident is not None:  # else the thread itself could not be started
+            self.join()
         os.close(self._wake_fd)
 
     def run(self) -> None:

@@ -49,7 +49,7 @@ local function look(key, field)
   return value
 end
 
--- Set a hash field at commit. The field was looked at before.
+-- Set a hash field at commit (false: delete it). The field was looked at before.
 local function place(key, field, value)
   overlay[key][field] = value
   local fields = changed[key]
@@ -84,18 +84,23 @@ local function emit(type, mall, store, uid, terminal, request, body, actor, rest
   return seq
 end
 
--- Write all that was decided. One event per change, so no events means nothing changed.
+-- Write all that was decided. One event per change; only forgetting, which an earlier event announced, has none.
 local function commit()
-  if #events == 0 then return end
   for _, event in ipairs(events) do
     redis.call('XADD', KEYS[2], string.format('%.0f-%.0f', epoch, event[1]), 'e', event[2])
   end
-  redis.call('HSET', KEYS[1], 'seq', string.format('%.0f', seq), 'last_seen', string.format('%.0f', now))
+  if #events > 0 then
+    redis.call('HSET', KEYS[1], 'seq', string.format('%.0f', seq), 'last_seen', string.format('%.0f', now))
+  end
   for key, fields in pairs(changed) do
     local flat = {}
     for field, value in pairs(fields) do
-      flat[#flat + 1] = field
-      flat[#flat + 1] = value
+      if value then
+        flat[#flat + 1] = field
+        flat[#flat + 1] = value
+      else
+        redis.call('HDEL', key, field)
+      end
       -- unpack is limited by Lua's C stack (8,000 values), and failing here would leave half a batch
       if #flat == 2000 then
         redis.call('HSET', key, unpack(flat))

@@ -1,0 +1,111 @@
+"""The due index: which codes a minute concerns, and what became of them.
+
+A partition's facts carry `swept`, the last minute that is done. A minute is read, its codes are handed to the expire script,
+then its key is deleted and `swept` moves on; cut off anywhere in between, the next sweep does the minute again, harmlessly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from engine import limits
+from engine.claims import UID_BYTES
+from engine.errors import PickgateError
+from engine.state import batch, layouts, scripts
+from engine.state.connection import Connection
+from engine.state.keys import PartitionKeys
+
+SETTLE_S: Final = 2 * limits.CLOCK_SKEW_MS_MAX // 1000
+"""A minute is swept this long after its beginning: until then a process with a slower clock may still enter codes."""
+MINUTES_PER_READ: Final = 512
+_EXPIRED, _FORGOTTEN, _AGAIN = b"E", b"F", b"S"
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What one sweep did."""
+
+    expired: int = 0
+    forgotten: int = 0
+
+    def __add__(self, other: Swept) -> Swept:
+        return Swept(self.expired + other.expired, self.forgotten + other.forgotten)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    uid: bytes
+    mall_id: int
+    store_id: int
+    requests: bytes
+
+
+def sweep(connection: Connection, *, since_ms: int) -> Swept:
+    """Expire and forget all that is due in every partition. `since_ms` is when the deployment was created.
+
+    Raises the first error met (StoreUnavailable, ClockSkew …); what was done until then stays done.
+    """
+    now_s = connection.now_ms() // 1000
+    last = (now_s - SETTLE_S) // 60
+    swept = Swept()
+    facts = connection.read([("HGET", names.meta, "swept") for names in connection.partitions])
+    for names, done in zip(connection.partitions, facts, strict=True):
+        first = int(done) + 1 if done else since_ms // 60_000
+        for start in range(first, last + 1, MINUTES_PER_READ):
+            minutes = range(start, min(start + MINUTES_PER_READ, last + 1))
+            lengths = connection.read([("STRLEN", names.due(minute)) for minute in minutes])
+            for minute, length in zip(minutes, lengths, strict=True):
+                if length:
+                    swept += _sweep_minute(connection, names, minute, length)
+            # Another process may have swept further meanwhile; going back only means looking at empty minutes again.
+            connection.write([("HSET", names.meta, "swept", minutes[-1])])
+    return swept
+
+
+def _sweep_minute(connection: Connection, names: PartitionKeys, minute: int, length: int) -> Swept:
+    swept = Swept()
+    step = limits.BATCH_MAX * UID_BYTES
+    for start in range(0, length, step):
+        [data] = connection.read([("GETRANGE", names.due(minute), start, start + step - 1)])
+        uids = {data[at : at + UID_BYTES] for at in range(0, len(data), UID_BYTES)}
+        while uids:
+            uids, done = _expire(connection, names, sorted(uids))
+            swept += done
+    connection.write([("DEL", names.due(minute))])
+    return swept
+
+
+def _expire(connection: Connection, names: PartitionKeys, uids: Sequence[bytes]) -> tuple[set[bytes], Swept]:
+    """Expire or forget codes of one partition; gives those that changed in between, to be done again."""
+    records = connection.read([("HGET", names.record(uid), uid) for uid in uids])
+    items = [_item(uid, record) for uid, record in zip(uids, records, strict=True) if record]
+    forget_minute = -(-(connection.now_ms() // 1000 + limits.AFTERLIFE_S) // 60) + 1
+
+    def pack(item: _Item, names: PartitionKeys, keys: batch.Keys) -> bytes:
+        requests = [item.requests[at : at + 12] for at in range(0, len(item.requests), 12)]
+        head = layouts.EXPIRE_ITEM.pack(
+            item.uid,
+            keys.index(names.record(item.uid)),
+            keys.index(names.stock(item.mall_id, item.store_id)),
+            keys.index(names.due(forget_minute)),
+            len(requests),
+        )
+        return head + b"".join(
+            layouts.ANSWER_KEY.pack(request, keys.index(names.answers(request))) for request in requests
+        )
+
+    partition = connection.partitions.index(names)
+    replies = batch.run(connection, scripts.EXPIRE, items, lambda _: partition, pack)
+    for reply in replies:
+        if isinstance(reply, PickgateError):
+            raise reply
+    again = {item.uid for item, reply in zip(items, replies, strict=True) if reply == _AGAIN}
+    return again, Swept(replies.count(_EXPIRED), replies.count(_FORGOTTEN))
+
+
+def _item(uid: bytes, record: bytes) -> _Item:
+    fields = dict(zip(layouts.RECORD.names, layouts.RECORD.unpack(record), strict=True))
+    at = layouts.RECORD.size + fields["n_lines"] * layouts.LINE.size
+    return _Item(uid, fields["mall"], fields["store"], record[at : at + 12 * fields["n_requests"]])
