@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -112,6 +114,42 @@ def test_memory_durability_writes_no_file(make_store: StoreFactory) -> None:
     server.start()
     with client_of(server) as client:
         assert client.get("a") is None
+
+
+def test_memory_durability_is_refused_where_data_is(make_store: StoreFactory) -> None:
+    kept = make_store()
+    with client_of(kept) as client:
+        client.set("a", "kept")
+    kept.stop()
+    with pytest.raises(ConfigError, match="'memory' would neither read nor keep"):
+        EmbeddedServer(kept.data_dir, durability="memory").start()
+    kept.start()
+    with client_of(kept) as client:
+        assert client.get("a") == b"kept"
+
+
+def test_backup_of_a_running_store_as_documented(make_store: StoreFactory, tmp_path: Path) -> None:
+    server = make_store()
+    with client_of(server) as client:
+        client.set("a", "kept")
+        client.config_set("auto-aof-rewrite-percentage", 0)
+        until(lambda: client.info("persistence")["aof_rewrite_in_progress"] == 0, "no rewrite")
+        shutil.copytree(server.data_dir / "appendonlydir", tmp_path / "restored" / "appendonlydir")
+        client.config_set("auto-aof-rewrite-percentage", 100)
+        client.set("a", "later")
+    (tmp_path / "restored").chmod(0o700)
+    with client_of(make_store(tmp_path / "restored")) as client:
+        assert client.get("a") == b"kept"
+
+
+def test_tcp_port_is_on_loopback(make_store: StoreFactory) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = make_store(tcp_port=port)
+    with redis.Redis(host="127.0.0.1", port=port) as client:
+        assert client.ping()
+        assert client.config_get("bind") == {"bind": "127.0.0.1"}
+        assert client.info("server")["process_id"] == server.pid
 
 
 def test_only_its_user_can_enter(make_store: StoreFactory, tmp_path: Path) -> None:
