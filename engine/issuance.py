@@ -75,6 +75,8 @@ def _refuse_issue(copy: Copy, request: IssueRequest) -> IssueAnswer | PickgateEr
     store = copy.stores.get(request.store_id)
     if store is None or request.mall_id not in store.mall_ids:
         return IssueAnswer(IssueVerdict.UNKNOWN_STORE, store_id=request.store_id)
+    if store.closed:
+        return IssueAnswer(IssueVerdict.STORE_CLOSED, store_id=request.store_id)
     for line in request.lines:
         if (request.mall_id, line.sku_id) not in copy.catalogue:
             return IssueAnswer(IssueVerdict.UNKNOWN_SKU, sku_id=line.sku_id, store_id=request.store_id)

@@ -15,7 +15,7 @@ from engine.calls import (
     VoidAnswer,
 )
 from engine.claims import Channel, EventId, Line, Split, State, Suite, Version, partition_of
-from engine.errors import PickgateError, RequestIdReused, StoreUnavailable
+from engine.errors import Exhausted, PickgateError, RequestIdReused, StoreUnavailable
 from engine.state import batch, layouts, scripts
 from engine.state.connection import Connection
 from engine.state.events import unpack_lines
@@ -270,8 +270,9 @@ def _redeem_facts(uid: bytes, reply: bytes | PickgateError) -> RedeemFacts | Pic
     if reply[0] == _REUSED:
         return _reused("redemption")
     if reply[0] == _TOO_MANY:
-        return StoreUnavailable(
-            f"this code was changed {limits.REMEMBERED_REQUESTS_MAX} times already: void it and issue another for the rest"
+        return Exhausted(
+            f"this code was changed {limits.REMEMBERED_REQUESTS_MAX} times, which is the limit: void it, and issue another"
+            " for what is left"
         )
     a = dict(zip(layouts.REDEEM_ANSWER.names, layouts.REDEEM_ANSWER.unpack(reply, 1), strict=True))
     lines, at = unpack_lines(reply, 1 + layouts.REDEEM_ANSWER.size, a["n_lines"])

@@ -52,20 +52,12 @@ def create(
         created_at_ms=connection.now_ms(),
     )
     connection.use_partitions([tag.encode() for tag in constants.tags], create=True)
-    connection.write(
-        [
-            ("HSET", _KEYS.keyring, "blob", keyring),
-            (
-                "HSET",
-                _KEYS.meta,
-                *("constants", json.dumps(asdict(constants))),
-                *("version", 1),
-                *("keyring", 1),
-                *("last_seen", 0),
-            ),
-            ("XADD", _KEYS.events, "1-0", "kind", "created", "at", str(constants.created_at_ms)),
-        ]
-    )
+    args = (json.dumps(asdict(constants)).encode(), keyring)
+    [entered] = connection.run([Call(scripts.CREATE, (_KEYS.meta, _KEYS.events, _KEYS.keyring), args)])
+    if isinstance(entered, PickgateError):
+        raise entered
+    if not entered:
+        raise DeploymentMismatch("somebody else created a deployment in this store meanwhile: open it")
     return constants
 
 
