@@ -89,15 +89,23 @@ bench: setup ## Benchmarks: ratios against the reference and plain calls of cryp
 
 # --- checks ------------------------------------------------------------------------------------------------------
 
-.PHONY: check stubs stubs-check sanitize coverage
+.PHONY: check check-style check-types check-kernels check-contract check-stubs stubs sanitize coverage
 check: setup ## Lint, format, types, kernel stubs, contract lint, drift of generated files
-	@echo 'check: ruff'; $(PY) -m ruff check --quiet; $(PY) -m ruff format --check --quiet \
-		|| { echo 'check: run make format' >&2; exit 1; }
-	@echo 'check: mypy --strict'; $(PY) -m mypy
-	@echo 'check: stubtest'; $(PY) -m mypy.stubtest --mypy-config-file pyproject.toml $(KERNELS)
-	@echo 'check: buf lint'; .venv/bin/buf lint
-	@$(MAKE) stubs-check
+	@$(MAKE) --keep-going check-style check-types check-kernels check-contract check-stubs
 	@echo 'check: all good'
+
+check-style: setup
+	@echo 'check: ruff'; status=0; $(PY) -m ruff check --quiet || status=1; \
+		$(PY) -m ruff format --check --quiet || { echo 'check: run make format' >&2; status=1; }; exit $$status
+
+check-types: setup
+	@echo 'check: mypy --strict'; $(PY) -m mypy
+
+check-kernels: setup
+	@echo 'check: the types of the kernels'; $(PY) -m mypy.stubtest --mypy-config-file pyproject.toml $(KERNELS)
+
+check-contract: setup
+	@echo 'check: buf lint'; .venv/bin/buf lint
 
 # $(1): the folder that the generated package tree is written to.
 define GENERATE_STUBS
@@ -110,7 +118,7 @@ endef
 stubs: setup ## Generate the Python stubs of the contract again
 	@$(call GENERATE_STUBS,proto)
 
-stubs-check: setup
+check-stubs: setup
 	@echo 'check: drift of the generated stubs'
 	@rm -rf build/stubs && mkdir -p build/stubs
 	@$(call GENERATE_STUBS,build/stubs)

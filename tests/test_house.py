@@ -117,7 +117,7 @@ def run_make(*words: str, cwd: Path, **environ: str) -> subprocess.CompletedProc
 def test_help_lists_every_public_recipe() -> None:
     text = (ROOT / "Makefile").read_text()
     public = set(re.findall(r"^\.PHONY: (.+)$", text, re.M))
-    recipes = {name for line in public for name in line.split()} - {"stubs-check"}
+    recipes = {name for line in public for name in line.split() if not name.startswith("check-")}
     listed = re.findall(r"^  make (\S+) +\S", run_make("help", cwd=ROOT).stdout, re.M)
     assert set(listed) == recipes
     assert len(listed) == len(recipes)
