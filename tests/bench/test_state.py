@@ -1,0 +1,139 @@
+"""One call of the store by batch size: what a redemption costs when it comes alone, and when it comes in company."""
+
+import itertools
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from engine.calls import IssueAnswer, StockChange
+from engine.claims import Channel, Line, Suite, Version
+from engine.deployment import system_ms
+from engine.state import codes, stock
+from engine.state.connection import Connection, Durability
+from engine.state.keys import spread_tags
+from engine.state.server import EmbeddedServer
+from engine.verdict import IssueVerdict, RedeemVerdict, StockVerdict
+from tests.bench.conftest import Measure
+from tests.bench.report import OUT
+
+MALL, STORE, TERMINAL, SKU = 7, 2001, 3, 501
+ROUNDS = {1: 100, 8: 50, 64: 25, 256: 12}
+FSYNCS = 50
+
+draw = random.Random(4)
+
+
+@pytest.fixture(scope="module", params=["fsync", "memory"])
+def connection(request: pytest.FixtureRequest) -> Iterator[Connection]:
+    """Connect to a store of one partition, so that a batch is one call; its data lies beside the report."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    durability: Any = request.param
+    with (
+        tempfile.TemporaryDirectory(dir=OUT, prefix="store-") as data_dir,
+        EmbeddedServer(data_dir, durability=durability) as server,
+    ):
+        opened = Connection(server.url, durability=Durability(durability), now_ms=system_ms)
+        opened.use_partitions(spread_tags(1), create=True)
+        received = stock.StockItem(
+            draw.randbytes(12), bytes(8), MALL, STORE, SKU, StockChange.RECEIVE, 1_000_000, "", ""
+        )
+        [answer] = stock.change(opened, [received])
+        assert not isinstance(answer, Exception)
+        assert answer.verdict is StockVerdict.RECEIVED
+        yield opened
+        opened.close()
+
+
+def issue(connection: Connection, count: int) -> list[bytes]:
+    """Make codes of one unit each and return their uids."""
+    now_s = system_ms() // 1000
+    answers = codes.issue(
+        connection,
+        [
+            codes.IssueItem(
+                request=draw.randbytes(12),
+                body=bytes(8),
+                mall_id=MALL,
+                store_id=STORE,
+                channel=Channel.ONLINE,
+                version=Version.DYNAMIC,
+                suite=Suite.AES,
+                policy_version=1,
+                expires_at_s=now_s + 3600,
+                amount_fen=9_900,
+                pin_generation=0,
+                # Partition 0, and never one of the static codes' uids.
+                candidates=[(draw.getrandbits(54) | 1 << 33).to_bytes(8)],
+                lines=[Line(SKU, 1)],
+                order_id="2026112100001",
+                splits=[],
+                actor="mall:7",
+            )
+            for _ in range(count)
+        ],
+    )
+    assert all(isinstance(a, IssueAnswer) and a.verdict is IssueVerdict.ISSUED for a in answers)
+    return [answer.uid for answer in answers if isinstance(answer, IssueAnswer)]
+
+
+def tries(uids: list[bytes]) -> list[codes.RedeemItem]:
+    return [
+        codes.RedeemItem(
+            uid=uid,
+            request=draw.randbytes(12),
+            body=bytes(8),
+            mall_id=MALL,
+            store_id=STORE,
+            terminal_id=TERMINAL,
+            version=Version.DYNAMIC,
+            stale=False,
+            pin=(codes.NO_PIN, codes.NO_PIN),
+            place=None,
+            closed=None,
+            distance_bucket=2,
+            lines=(),
+            actor="terminal:3",
+            dry=False,
+        )
+        for uid in uids
+    ]
+
+
+@pytest.mark.parametrize("count", list(ROUNDS))
+def test_redeem(measure: Measure, benchmark: BenchmarkFixture, connection: Connection, count: int) -> None:
+    durability = connection.durability.value
+    rounds = itertools.count()
+    answers = measure(
+        "redeem in the store",
+        f"{durability}, batches of {count}",
+        "engine",
+        count,
+        lambda items: (next(rounds), codes.redeem(connection, items))[1],
+        prepare=lambda: (tries(issue(connection, count)),),
+        rounds=ROUNDS[count],
+    )
+    assert next(rounds) == ROUNDS[count]
+    verdicts = [facts.answer.verdict for facts in answers if isinstance(facts, codes.RedeemFacts)]
+    assert verdicts == [RedeemVerdict.REDEEMED] * count
+    if connection.durability is Durability.FSYNC:
+        benchmark.extra_info["fsync_s"] = fsync_s()
+
+
+def fsync_s() -> float:
+    """Return the median time of writing 4 KiB and waiting for the disk, where the store's data lies."""
+    with tempfile.TemporaryFile(dir=OUT) as file:
+        taken = []
+        for _ in range(FSYNCS):
+            started = time.perf_counter()
+            file.write(bytes(4096))
+            file.flush()
+            os.fdatasync(file.fileno())
+            taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
