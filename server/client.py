@@ -132,7 +132,7 @@ def _failed(error: grpc.RpcError, tries: int) -> tuple[CallFailed, float]:
     """Read a failed call: what it says, and after how many seconds the server advises to retry (0: no advice)."""
     # What a stub raises is both; the published types don't say so.
     call = cast(grpc.Call, error)
-    code = call.code() or grpc.StatusCode.UNKNOWN
+    code = call.code()
     message = call.details() or code.name
     reason, field, error_id, retry_after_s = "", "", "", 0.0
     try:

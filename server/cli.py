@@ -1,0 +1,75 @@
+"""The command `pickgate`: see `pickgate --help`, and `server.console` for exit codes."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+# Before grpc is imported: its own diagnostics would stand between a command's lines.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+import click
+
+from server.commands import codes, doctor, keys, places, redemption, serving, stock
+from server.console import Console
+
+
+def _version() -> str:
+    try:
+        return version("pickgate")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown (not installed)"
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    # \b keeps click from filling the lines up.
+    epilog="\b\nExit codes: 0 done"
+    "\n            1 the answer is no: a refusal, or nothing there"
+    "\n            2 wrong usage, input or set-up"
+    "\n            3 not decided now: the same command with the same --request-id is safe",
+)
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="Configuration file (TOML). Default: PICKGATE_CONFIG, else ./pickgate.toml if there.",
+)
+@click.option("--target", metavar="ADDRESS", help="The server to ask: host:port or unix:/path.")
+@click.option("--timeout-s", type=float, help="How long one try of a call may take.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@click.version_option(_version(), prog_name="pickgate")
+@click.pass_context
+def main(
+    context: click.Context,
+    config_file: Path | None,
+    target: str | None,
+    timeout_s: float | None,
+    as_json: bool,
+) -> None:
+    """Issue, check and redeem pickup codes (提货码), once and for all."""
+    context.obj = Console(config_file=config_file, flags={"target": target, "timeout_s": timeout_s})
+    context.obj.json = as_json
+
+
+for _command in (
+    serving.serve,
+    serving.init,
+    doctor.doctor,
+    keys.keys,
+    places.malls,
+    places.stores,
+    places.catalogue,
+    stock.stock,
+    codes.issue,
+    codes.render,
+    codes.void,
+    codes.get,
+    redemption.inspect,
+    redemption.redeem,
+):
+    main.add_command(_command)
+
+if __name__ == "__main__":
+    main(prog_name="pickgate")

@@ -1,0 +1,1 @@
+"""The commands of `pickgate`, one module per noun; `server.cli` puts them together."""

@@ -1,0 +1,230 @@
+"""`pickgate issue`, `render`, `void`, `get`: what a mall's backend does."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console as RichConsole
+from rich.markup import escape
+
+from engine import limits
+from engine.errors import InvalidInput
+from pickgate.v1 import code_service_pb2 as code_pb
+from pickgate.v1 import types_pb2 as types_pb
+from server import qr
+from server.client import new_request_id
+from server.commands import parameters, verdicts
+from server.config import Settings
+from server.console import EXIT_OK, EXIT_REFUSED, Console, command, moment, table
+from server.plain import enum_name, message_of, plain
+
+
+@click.command("issue")
+@click.option(
+    "--file",
+    "file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Issue a batch: a JSON list of objects with the fields of IssueRequest.",
+)
+@parameters.mall
+@parameters.store
+@click.option("--order", "order_id", default="", help="The mall's own number of the order.")
+@click.option("--line", "lines", multiple=True, metavar="SKU:COUNT", help="What to hand out; repeatable.")
+@click.option(
+    "--version", type=click.Choice(["static", "dynamic", "valuable"]), default="dynamic", show_default=True
+)
+@click.option("--suite", type=click.Choice(["aes", "sm"]), default="aes", show_default=True)
+@click.option(
+    "--channel", type=click.Choice(["online", "promotion", "staff"]), default="online", show_default=True
+)
+@click.option(
+    "--ttl-s", type=int, default=0, help="How long it can be redeemed, in seconds. Default: 48 hours."
+)
+@click.option("--amount-fen", type=int, default=0, help="What was paid, in fen.")
+@parameters.request_id
+@parameters.actor
+@command
+def issue(
+    console: Console,
+    file: Path | None,
+    mall_id: int | None,
+    store_id: int | None,
+    order_id: str,
+    lines: tuple[str, ...],
+    version: str,
+    suite: str,
+    channel: str,
+    ttl_s: int,
+    amount_fen: int,
+    request_id: str,
+    actor: str,
+) -> None:
+    """Issue a pickup code for an order, or a batch of them from a file."""
+    settings = console.settings()
+    if file is not None:
+        if order_id or lines or request_id:
+            raise InvalidInput(
+                "--file stands alone: each entry of the file says its own order and lines", field="file"
+            )
+        _issue_batch(console, settings, file, mall_id or settings.mall_id, actor)
+        return
+    request = code_pb.IssueRequest(
+        mall_id=parameters.required(settings, "mall_id", mall_id, "--mall"),
+        request_id=request_id or new_request_id(),
+        store_id=parameters.required(settings, "store_id", store_id, "--store"),
+        order_id=order_id,
+        lines=[parameters.line_of(line) for line in lines],
+        version=types_pb.Version.Value(f"VERSION_{version.upper()}"),
+        suite=types_pb.Suite.Value(f"SUITE_{suite.upper()}"),
+        channel=types_pb.Channel.Value(f"CHANNEL_{channel.upper()}"),
+        ttl_s=ttl_s,
+        amount_fen=amount_fen,
+        actor=actor,
+    )
+    with console.client(settings) as client:
+        response = client.call(client.codes.Issue, request)
+    verdicts.conclude(console, response)
+
+
+def _issue_batch(console: Console, settings: Settings, file: Path, mall_id: int, actor: str) -> None:
+    requests = [
+        message_of(code_pb.IssueRequest, entry, f"entries[{index}]")
+        for index, entry in enumerate(parameters.read_entries(file, "entries"))
+    ]
+    for request in requests:
+        request.mall_id = request.mall_id or mall_id
+        request.request_id = request.request_id or new_request_id()
+        request.actor = request.actor or actor
+    outcomes: list[code_pb.IssueOutcome] = []
+    with console.client(settings) as client:
+        for start in range(0, len(requests), limits.BULK_MAX):
+            batch = code_pb.IssueBatchRequest(requests=requests[start : start + limits.BULK_MAX])
+            outcomes += client.call(client.codes.IssueBatch, batch).outcomes
+
+    def show(rich: RichConsole) -> None:
+        made = table("Codes", "order", "verdict", "uid", "serial", "PIN", "expires", "request id")
+        for request, outcome in zip(requests, outcomes, strict=True):
+            if outcome.HasField("error"):
+                made.add_row(
+                    escape(request.order_id), f"[red]{outcome.error.reason}[/]", escape(outcome.error.message)
+                )
+                continue
+            issued = outcome.response
+            made.add_row(
+                escape(request.order_id),
+                verdicts.verdict_of(issued).slug,
+                issued.uid,
+                issued.typed,
+                issued.pin,
+                moment(issued.expires_at_ms),
+                escape(issued.request_id),
+            )
+        rich.print(made)
+
+    console.emit({"outcomes": [plain(outcome) for outcome in outcomes]}, show)
+    done = not any(outcome.HasField("error") for outcome in outcomes)
+    sys.exit(verdicts.exit_code([outcome.response for outcome in outcomes]) if done else EXIT_REFUSED)
+
+
+@click.command("render")
+@click.argument("uid")
+@parameters.mall
+@click.option(
+    "--count", type=click.IntRange(1), default=1, help="The next n payloads, for a phone without network."
+)
+@click.option("--png", type=click.Path(path_type=Path), help="Write the QR code as PNG.")
+@click.option("--svg", type=click.Path(path_type=Path), help="Write the QR code as SVG.")
+@click.option("--quiet", is_flag=True, help="Don't draw the QR code on the terminal.")
+@command
+def render(
+    console: Console,
+    uid: str,
+    mall_id: int | None,
+    count: int,
+    png: Path | None,
+    svg: Path | None,
+    quiet: bool,
+) -> None:
+    """Show the QR code of UID as the customer's phone would: it goes stale within a minute unless the code is static.
+
+    With --count, files are numbered: code.png becomes code-1.png, code-2.png, …
+    """
+    settings = console.settings()
+    request = code_pb.RenderRequest(
+        mall_id=parameters.required(settings, "mall_id", mall_id, "--mall"), uid=uid, count=count
+    )
+    with console.client(settings) as client:
+        response = client.call(client.codes.Render, request)
+    codes = [qr.make(payload.text) for payload in response.payloads]
+    for number, code in enumerate(codes, start=1):
+        for path, kind in ((png, "png"), (svg, "svg")):
+            if path is not None:
+                numbered = path if len(codes) == 1 else path.with_stem(f"{path.stem}-{number}")
+                qr.save(code, numbered, "png" if kind == "png" else "svg")
+
+    def show(rich: RichConsole) -> None:
+        verdicts.headline(rich, response)
+        verdicts.facts(rich, response)
+        for payload, code in zip(response.payloads, codes, strict=True):
+            rich.print(f"  payload          {payload.text}", soft_wrap=True)
+            rich.print(
+                f"  taken            {moment(payload.valid_from_ms)} to {moment(payload.valid_until_ms)}"
+            )
+            if not quiet:
+                click.echo(qr.for_terminal(code))
+
+    console.emit(plain(response), show)
+    sys.exit(verdicts.exit_code([response]))
+
+
+@click.command("void")
+@click.argument("uid")
+@parameters.mall
+@click.option("--reason", default="", help="Why, for the record.")
+@parameters.request_id
+@parameters.actor
+@command
+def void(console: Console, uid: str, mall_id: int | None, reason: str, request_id: str, actor: str) -> None:
+    """End the code UID and free its stock."""
+    settings = console.settings()
+    request = code_pb.VoidRequest(
+        mall_id=parameters.required(settings, "mall_id", mall_id, "--mall"),
+        request_id=request_id or new_request_id(),
+        uid=uid,
+        reason=reason,
+        actor=actor,
+    )
+    with console.client(settings) as client:
+        response = client.call(client.codes.Void, request)
+    verdicts.conclude(console, response)
+
+
+@click.command("get")
+@click.argument("uid", required=False)
+@click.option("--request-id", "issue_request_id", help="Find it by the request id that issued it.")
+@parameters.mall
+@command
+def get(console: Console, uid: str | None, issue_request_id: str | None, mall_id: int | None) -> None:
+    """Show the record of the code UID."""
+    settings = console.settings()
+    mall = parameters.required(settings, "mall_id", mall_id, "--mall")
+    with console.client(settings) as client:
+        if uid is not None and issue_request_id is None:
+            code = client.call(client.codes.GetCode, code_pb.GetCodeRequest(mall_id=mall, uid=uid)).code
+        elif issue_request_id is not None and uid is None:
+            by_request = code_pb.GetCodeByRequestIdRequest(mall_id=mall, request_id=issue_request_id)
+            code = client.call(client.codes.GetCodeByRequestId, by_request).code
+        else:
+            raise InvalidInput("which code? Give its UID, or --request-id of its issue", field="uid")
+
+    def show(rich: RichConsole) -> None:
+        state = enum_name(types_pb.CodeState.DESCRIPTOR, code.state)
+        rich.print(f"[bold]{code.uid}[/]  {state}")
+        verdicts.facts(rich, code)
+
+    record: dict[str, Any] = plain(code)
+    console.emit(record, show)
+    sys.exit(EXIT_OK)

@@ -1,0 +1,121 @@
+"""Parameters that several commands take, and how they are read."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from engine import limits
+from engine.errors import InvalidInput
+from pickgate.v1 import types_pb2 as types_pb
+from server.config import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FILE_BYTES_MAX: Final = 64 * 1024 * 1024
+"""A file of orders or stores that people prepare; 10,000 orders have about 2 MB."""
+
+ID: Final = click.IntRange(1, limits.ID_MAX)
+
+mall: Final = click.option(
+    "--mall", "mall_id", type=ID, help="The mall. Default: mall_id of the configuration."
+)
+store: Final = click.option(
+    "--store", "store_id", type=ID, help="The store. Default: store_id of the configuration."
+)
+terminal: Final = click.option(
+    "--terminal",
+    "terminal_id",
+    type=ID,
+    help="The terminal. Default: terminal_id of the configuration.",
+)
+actor: Final = click.option("--actor", default="", help="Who does it, for the record, such as clerk:17.")
+request_id: Final = click.option(
+    "--request-id", default="", help="Repeat a call safely under its id. Default: a new UUID, printed."
+)
+
+_DATUMS: Final = {"wgs84": types_pb.DATUM_WGS84, "gcj02": types_pb.DATUM_GCJ02, "bd09": types_pb.DATUM_BD09}
+
+
+def position(function: F) -> F:
+    """Add the options that say where a terminal is."""
+    for option in (
+        click.option(
+            "--datum",
+            type=click.Choice(list(_DATUMS), case_sensitive=False),
+            help="Datum of the coordinates. Phones' raw location: wgs84; Chinese map services: gcj02.",
+        ),
+        click.option("--accuracy", "accuracy_m", type=float, default=0.0, help="Accuracy in metres."),
+        click.option("--lon", "longitude_deg", type=float, help="Longitude in degrees."),
+        click.option("--lat", "latitude_deg", type=float, help="Latitude in degrees."),
+    ):
+        function = option(function)
+    return function
+
+
+def position_of(
+    latitude_deg: float | None, longitude_deg: float | None, accuracy_m: float, datum: str | None
+) -> types_pb.Position | None:
+    """Read the position options; None if none was given. The server checks the values."""
+    if latitude_deg is None and longitude_deg is None and datum is None:
+        return None
+    made = types_pb.Position(accuracy_m=accuracy_m)
+    if latitude_deg is not None:
+        made.latitude_deg = latitude_deg
+    if longitude_deg is not None:
+        made.longitude_deg = longitude_deg
+    if datum is not None:
+        made.datum = _DATUMS[datum.lower()]
+    return made
+
+
+def line_of(text: str) -> types_pb.Line:
+    """Read "SKU:COUNT", or "SKU" for one unit. Raises InvalidInput."""
+    sku, colon, count = text.partition(":")
+    try:
+        return types_pb.Line(sku_id=int(sku), count=int(count) if colon else 1)
+    except ValueError:
+        raise InvalidInput(
+            f"--line {text!r} is not understood; expected SKU:COUNT, such as 101:2", field="line"
+        ) from None
+
+
+def required(settings: Settings, field: str, value: int | None, option: str) -> int:
+    """Return an id given by option, else by configuration. Raises InvalidInput when neither is."""
+    found = value or getattr(settings, field)
+    if not found:
+        raise InvalidInput(
+            f"no {field} is given: use {option}, or set {field} in the configuration", field=field
+        )
+    return int(found)
+
+
+def read_entries(path: Path, what: str) -> list[object]:
+    """Read a JSON file ("-": standard input) that holds one entry or a list of them. Raises InvalidInput."""
+    try:
+        if str(path) == "-":
+            text = sys.stdin.read(FILE_BYTES_MAX + 1)
+        else:
+            with path.open(encoding="utf-8") as file:
+                text = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise InvalidInput(f"{path} can't be read: {error.strerror}", field="file") from None
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{path} is not UTF-8", field="file") from None
+    if len(text) > FILE_BYTES_MAX:
+        raise InvalidInput(f"{path} is longer than {FILE_BYTES_MAX} characters", field="file")
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"{path} is not JSON: {error}", field="file") from None
+    if isinstance(value, dict):
+        # What `list --json` prints has one field with the list in it.
+        value = value[what] if isinstance(value.get(what), list) else [value]
+    if not isinstance(value, list) or not value:
+        raise InvalidInput(f"{path} holds no {what}; expected a list of objects", field="file")
+    return value

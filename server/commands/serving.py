@@ -1,0 +1,194 @@
+"""`pickgate serve` and `pickgate init`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console as RichConsole
+
+from engine.deployment import Deployment
+from server import opening
+from server.config import Settings, redacted
+from server.console import Console, command
+from server.serve import Server
+
+_log = logging.getLogger(__name__)
+
+_data_dir = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of the embedded store. Default: $XDG_STATE_HOME/pickgate, else ./pickgate-data.",
+)
+_store_url = click.option(
+    "--store", "store_url", metavar="URL", help="Use this Redis or Valkey instead of the embedded store."
+)
+_durability = click.option("--durability", type=click.Choice(["memory", "fsync", "replicated"]))
+_replicas = click.option(
+    "--replicas", type=int, help="Copies that must have each change, with durability replicated."
+)
+_partitions = click.option(
+    "--partitions", type=int, help="Partitions of a new deployment; fixed for its life."
+)
+_passphrase_file = click.option(
+    "--passphrase-file", type=click.Path(path_type=Path), help="File with the keyring's passphrase."
+)
+
+
+def ask_passphrase() -> str:
+    """Ask for the passphrase on a terminal; '' when there is none."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return ""
+    return str(
+        click.prompt("Passphrase of the keyring", hide_input=True, err=True, default="", show_default=False)
+    )
+
+
+@click.command("serve")
+@_data_dir
+@_store_url
+@click.option("--listen", multiple=True, metavar="ADDRESS", help="host:port or unix:/path; repeatable.")
+@_durability
+@_replicas
+@_partitions
+@_passphrase_file
+@click.option("--threads", type=int, help="Calls worked on at the same time.")
+@click.option("--grace-s", type=float, help="How long a stop waits for calls in flight.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+@command
+def serve(
+    console: Console,
+    data_dir: Path | None,
+    store_url: str | None,
+    listen: tuple[str, ...],
+    durability: str | None,
+    replicas: int | None,
+    partitions: int | None,
+    passphrase_file: Path | None,
+    threads: int | None,
+    grace_s: float | None,
+    log_level: str | None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; calls in flight finish first.
+
+    Without --store it brings a store of its own, and makes a new deployment in it at the first start.
+    """
+    settings = console.settings(
+        data_dir=data_dir,
+        store_url=store_url,
+        listen=list(listen) or None,
+        durability=durability,
+        replicas=replicas,
+        partitions=partitions,
+        passphrase_file=passphrase_file,
+        threads=threads,
+        grace_s=grace_s,
+        log_level=log_level,
+    )
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+        force=True,
+    )
+    stopping = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # The second signal ends the process at once.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        stopping.set()
+
+    # Before the store starts: a signal meanwhile must still end it in order.
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    with opening.store(settings) as url:
+        if settings.embedded and not Deployment.exists(url):
+            made = opening.create(url, settings, os.environ)
+            _log.info("created a new deployment in %s", settings.data_dir)
+            if made is not None:
+                _log.warning(
+                    "made the passphrase file %s: keep a copy of it. Note that %s",
+                    made,
+                    opening.PAYLOAD_KEY_WARNING,
+                )
+        with opening.open_deployment(url, settings, os.environ, ask=ask_passphrase) as deployment:
+            _run(console, settings, deployment, stopping)
+
+
+def _run(console: Console, settings: Settings, deployment: Deployment, stopping: threading.Event) -> None:
+    def look() -> None:
+        deployment.control.refresh().usable_keys()
+
+    server = Server(deployment, settings.listen, threads=settings.threads, look=look).start()
+    try:
+        _announce(console, settings, server)
+        stopping.wait()
+        _log.info("stopping: calls in flight have %g s", settings.grace_s)
+    finally:
+        server.stop(settings.grace_s)
+    _log.info("stopped")
+
+
+def _announce(console: Console, settings: Settings, server: Server) -> None:
+    where = str(settings.data_dir) if settings.embedded else redacted(settings.store_url)
+    if console.json:
+        # One line: who waits for it reads a line, not a document.
+        click.echo(json.dumps({"serving": server.addresses, "store": where}, ensure_ascii=False))
+    else:
+        click.echo(f"serving on {', '.join(server.addresses)} (store: {where}); Ctrl-C stops")
+    sys.stdout.flush()
+
+
+@click.command("init")
+@_data_dir
+@_store_url
+@_durability
+@_replicas
+@_partitions
+@_passphrase_file
+@command
+def init(
+    console: Console,
+    data_dir: Path | None,
+    store_url: str | None,
+    durability: str | None,
+    replicas: int | None,
+    partitions: int | None,
+    passphrase_file: Path | None,
+) -> None:
+    """Create a deployment in an empty store, with its first keys. `serve` with an embedded store does so by itself."""
+    settings = console.settings(
+        data_dir=data_dir,
+        store_url=store_url,
+        durability=durability,
+        replicas=replicas,
+        partitions=partitions,
+        passphrase_file=passphrase_file,
+    )
+    with opening.store(settings) as url:
+        made = opening.create(url, settings, os.environ, ask=ask_passphrase)
+        with opening.open_deployment(url, settings, os.environ, ask=ask_passphrase) as deployment:
+            constants = deployment.constants
+    value = {
+        "deployment_id": constants.deployment_id,
+        "partitions": constants.partitions,
+        "passphrase_file": "" if made is None else str(made),
+    }
+
+    def show(rich: RichConsole) -> None:
+        rich.print(
+            f"[bold green]CREATED[/]  deployment {constants.deployment_id}, {constants.partitions} partitions"
+        )
+        if made is not None:
+            rich.print(f"  made the passphrase file {made}: keep a copy of it, without it the keys are lost")
+            rich.print(f"  note: {opening.PAYLOAD_KEY_WARNING}")
+
+    console.emit(value, show)

@@ -1,0 +1,79 @@
+"""How commands show a verdict, and what it makes of their exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+from google.protobuf.message import Message
+from rich.console import Console as RichConsole
+from rich.markup import escape
+
+from engine import verdict as verdicts
+from engine.verdict import Verdict
+from server.console import EXIT_OK, EXIT_REFUSED, Console, moment
+from server.plain import plain
+
+_ENUMS: Final[dict[str, type[Verdict]]] = {
+    kind.__name__: kind
+    for kind in (
+        verdicts.IssueVerdict,
+        verdicts.RenderVerdict,
+        verdicts.RedeemVerdict,
+        verdicts.InspectVerdict,
+        verdicts.VoidVerdict,
+        verdicts.StockVerdict,
+    )
+}
+
+
+def verdict_of(response: Message) -> Verdict:
+    """The engine's verdict that a response carries."""
+    enum = response.DESCRIPTOR.fields_by_name["verdict"].enum_type
+    assert enum is not None
+    number = getattr(response, "verdict")  # noqa: B009 - not every message has one
+    return next(verdict for verdict in _ENUMS[enum.name] if verdict.number == number)
+
+
+def exit_code(responses: Sequence[Message]) -> int:
+    """0 if all did what was asked, 1 if any refused."""
+    return EXIT_OK if all(verdict_of(response).success for response in responses) else EXIT_REFUSED
+
+
+def headline(rich: RichConsole, response: Message) -> None:
+    """Print a verdict and its sentences."""
+    verdict = verdict_of(response)
+    colour = "green" if verdict.success else "red"
+    rich.print(f"[bold {colour}]{verdict.slug}[/]  {escape(getattr(response, 'message_zh'))}")  # noqa: B009
+    rich.print(f"  {escape(getattr(response, 'message_en'))}")  # noqa: B009
+
+
+def facts(rich: RichConsole, response: Message) -> None:
+    """Print what else a response says, one fact in a line; what is not set is left out."""
+    for name, value in plain(response).items():
+        if name in ("verdict", "message_zh", "message_en", "next_step", "payloads", "code"):
+            continue
+        if shown := _shown(name, value):
+            rich.print(f"  {name.removesuffix('_ms'):<16} {escape(shown)}")
+
+
+def _shown(name: str, value: Any) -> str:
+    if name in ("lines", "splits"):
+        return ", ".join(" ".join(f"{key} {item}" for key, item in line.items()) for line in value)
+    if isinstance(value, dict):
+        return " ".join(f"{key} {item}" for key, item in value.items())
+    if name.endswith("_ms"):
+        return moment(value)
+    return "" if value in (0, "", False) and name not in ("tries_left", "distance_bucket") else str(value)
+
+
+def conclude(console: Console, response: Message) -> None:
+    """Print a response with a verdict, and end with its exit code."""
+
+    def show(rich: RichConsole) -> None:
+        headline(rich, response)
+        facts(rich, response)
+
+    console.emit(plain(response), show)
+    sys.exit(exit_code([response]))

@@ -1,0 +1,141 @@
+"""What the commands share: settings, output for people or machines, errors in one line, exit codes.
+
+Exit codes: 0 done · 1 the answer is no (a refusing verdict, or nothing there) · 2 wrong usage, input or set-up ·
+3 not decided now (server or store can't be reached, or too busy): the same command with the same --request-id is safe.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar
+
+import click
+import grpc
+from rich.console import Console as RichConsole
+from rich.table import Table
+
+from engine.errors import Exhausted, NotFound, PickgateError, Unavailable
+from server import config
+from server.client import CallFailed, Client
+
+EXIT_OK: Final = 0
+EXIT_REFUSED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_UNAVAILABLE: Final = 3
+
+_EXIT_OF_STATUS: Final[Mapping[grpc.StatusCode, int]] = {
+    grpc.StatusCode.NOT_FOUND: EXIT_REFUSED,
+    grpc.StatusCode.INVALID_ARGUMENT: EXIT_USAGE,
+    grpc.StatusCode.ALREADY_EXISTS: EXIT_USAGE,
+    grpc.StatusCode.ABORTED: EXIT_USAGE,
+    grpc.StatusCode.FAILED_PRECONDITION: EXIT_USAGE,
+    grpc.StatusCode.UNIMPLEMENTED: EXIT_USAGE,
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Console:
+    """One run of a command: where it reads its settings, how it prints."""
+
+    def __init__(self, *, config_file: Path | None, flags: Mapping[str, object]) -> None:
+        self._config_file = config_file
+        self._flags = dict(flags)
+        self.json = False
+
+    def settings(self, **flags: object) -> config.Settings:
+        """Put the settings together, with this command's own flags. Raises ConfigError."""
+        given = {**self._flags, **{key: value for key, value in flags.items() if value is not None}}
+        return config.load(given, os.environ, file=self._config_file)
+
+    def client(self, settings: config.Settings) -> Client:
+        """Connect to the server that the settings name."""
+        return Client(settings.server_address, timeout_s=settings.timeout_s)
+
+    def emit(self, value: Mapping[str, Any] | Sequence[Any], show: Callable[[RichConsole], None]) -> None:
+        """Print a result: `value` as JSON for machines, or what `show` prints for people."""
+        if self.json:
+            click.echo(json.dumps(value, ensure_ascii=False, indent=None if isinstance(value, list) else 2))
+        else:
+            show(people())
+
+    def fail(self, reason: str, message: str, field: str, exit_code: int, error_id: str = "") -> NoReturn:
+        """Print an error, one line to stderr, and end with `exit_code`."""
+        if self.json:
+            error = {"reason": reason, "message": message, "field": field}
+            click.echo(
+                json.dumps(
+                    {"error": error | ({"error_id": error_id} if error_id else {})}, ensure_ascii=False
+                ),
+                err=True,
+            )
+        else:
+            known_as = f" (log id {error_id})" if error_id else ""
+            click.echo(f"error {reason}: {' '.join(message.split())}{known_as}", err=True)
+        sys.exit(exit_code)
+
+
+def people() -> RichConsole:
+    """A console for people on stdout. Wide when it is no terminal: a cut column helps nobody who pipes it."""
+    return RichConsole(
+        highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200
+    )
+
+
+def table(title: str, *columns: str) -> Table:
+    """An empty table for people; columns that begin with '#' hold numbers."""
+    made = Table(title=title, title_justify="left")
+    for column in columns:
+        made.add_column(column.removeprefix("#"), justify="right" if column.startswith("#") else "left")
+    return made
+
+
+def moment(at_ms: int) -> str:
+    """Write unix milliseconds for people, in this machine's time zone; '' for 0."""
+    if not at_ms:
+        return ""
+    return datetime.fromtimestamp(at_ms // 1000, UTC).astimezone().isoformat(sep=" ")
+
+
+def command(function: Callable[Concatenate[Console, P], R]) -> Callable[..., R]:
+    """Give a command its --json, and turn the errors it raises into one line and an exit code."""
+
+    def run(context: click.Context, /, *args: Any, as_json: bool, **options: Any) -> R:
+        console = context.obj
+        assert isinstance(console, Console)
+        console.json = console.json or as_json
+        try:
+            return function(console, *args, **options)
+        except CallFailed as error:
+            reason = error.reason or error.code.name
+            message = error.message
+            if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
+                message = (
+                    f"no answer from the server ({message}); is it running? `pickgate doctor` looks closer"
+                )
+            console.fail(
+                reason,
+                message,
+                error.field,
+                _EXIT_OF_STATUS.get(error.code, EXIT_UNAVAILABLE),
+                error.error_id,
+            )
+        except NotFound as error:
+            console.fail(error.slug, error.message, error.field, EXIT_REFUSED)
+        except PickgateError as error:
+            unavailable = isinstance(error, Unavailable | Exhausted)
+            console.fail(
+                error.slug, error.message, error.field, EXIT_UNAVAILABLE if unavailable else EXIT_USAGE
+            )
+
+    functools.update_wrapper(run, function)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")(
+        click.pass_context(run)
+    )

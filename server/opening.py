@@ -1,0 +1,164 @@
+"""How a process comes to its open deployment: the embedded store or a given one, and the keyring's passphrase."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from engine.deployment import Deployment, Durability
+from engine.errors import ConfigError, DeploymentMismatch, SetupError, StoreInUse
+from engine.state.server import EmbeddedServer
+from engine.wrapping import PassphraseUnlock
+from server.config import PASSPHRASE_VARIABLE, Settings
+
+PASSPHRASE_FILE: Final = "passphrase"
+"""Name of the passphrase file that the embedded mode makes in its data folder."""
+PASSPHRASE_RANDOM_BYTES: Final = 32
+PAYLOAD_KEY_WARNING: Final = (
+    "the keyring's passphrase lies beside the data it protects: whoever copies the folder has both; "
+    "move the file elsewhere and name it by --passphrase-file"
+)
+
+_log = logging.getLogger(__name__)
+
+Ask = Callable[[], str]
+"""Asks a person for the passphrase; '' when there is nobody to ask."""
+
+
+def passphrase_path(settings: Settings) -> Path:
+    """Where the embedded mode keeps its own passphrase."""
+    return settings.data_dir / PASSPHRASE_FILE
+
+
+def find_unlock(
+    settings: Settings, environ: Mapping[str, str], *, ask: Ask | None = None
+) -> PassphraseUnlock | None:
+    """Find the keyring's passphrase: the file of the settings, the environment, the data folder's own, a person.
+
+    Returns None when there is none: the keyring stays locked. Raises KeyringLocked for one that can't be used.
+    """
+    if settings.passphrase_file is not None:
+        return PassphraseUnlock.from_file(settings.passphrase_file)
+    if PASSPHRASE_VARIABLE in environ:
+        return PassphraseUnlock.from_environment(PASSPHRASE_VARIABLE, environ)
+    if settings.embedded and passphrase_path(settings).exists():
+        return PassphraseUnlock.from_file(passphrase_path(settings))
+    typed = ask() if ask is not None else ""
+    return PassphraseUnlock(typed.encode("utf-8", "surrogateescape")) if typed else None
+
+
+def make_passphrase_file(path: Path) -> None:
+    """Write a random passphrase to a new file, mode 0600, on disk before anything is wrapped with it.
+
+    Raises SetupError when it can't be written.
+    """
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w", encoding="ascii") as file:
+            file.write(secrets.token_urlsafe(PASSPHRASE_RANDOM_BYTES) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        folder_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder_fd)
+        finally:
+            os.close(folder_fd)
+    except OSError as error:
+        raise SetupError(f"the passphrase file {path} can't be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def store(settings: Settings, *, share: bool = False) -> Iterator[str]:
+    """Give the store's URL: the configured one, or that of the embedded store, which runs as long as the context.
+
+    With `share` an embedded store that another process (the server) owns is used too, while that one runs.
+
+    Raises:
+        ConfigError, SetupError: the embedded store can't be started.
+        StoreInUse: another process owns the data folder (without `share`).
+    """
+    if not settings.embedded:
+        yield settings.store_url
+        return
+    if settings.durability == "replicated":
+        raise ConfigError(
+            "the embedded store has no replicas; use durability fsync, or name a store by --store",
+            field="durability",
+        )
+    embedded = EmbeddedServer(
+        settings.data_dir,
+        durability=settings.durability,
+        binary=settings.store_binary,
+    )
+    try:
+        embedded.start()
+    except StoreInUse:
+        url = running_url(settings.data_dir) if share else ""
+        if not url:
+            raise
+        yield url
+        return
+    try:
+        yield embedded.url
+    finally:
+        embedded.stop()
+
+
+def running_url(data_dir: Path) -> str:
+    """URL of the embedded store that another process runs on a data folder; '' if its socket is not to be found."""
+    socket = data_dir.absolute() / "store.sock"
+    return f"unix://{socket}" if socket.is_socket() else ""
+
+
+def create(
+    url: str, settings: Settings, environ: Mapping[str, str], *, ask: Ask | None = None
+) -> Path | None:
+    """Create a deployment in an empty store; returns the passphrase file if one was made for it.
+
+    The embedded mode makes itself a passphrase when none is given. Raises DeploymentMismatch when there is a deployment
+    already, SetupError without a passphrase, and what `Deployment.create` raises.
+    """
+    if Deployment.exists(url):
+        raise DeploymentMismatch("the store holds a deployment already: nothing was changed")
+    unlock = find_unlock(settings, environ, ask=ask)
+    made = None
+    if unlock is None:
+        if not settings.embedded:
+            raise SetupError(
+                "a new deployment needs a passphrase for its keyring: give it by --passphrase-file, "
+                f"PICKGATE_PASSPHRASE_FILE or {PASSPHRASE_VARIABLE}",
+                field="passphrase_file",
+            )
+        made = passphrase_path(settings)
+        make_passphrase_file(made)
+        unlock = PassphraseUnlock.from_file(made)
+    Deployment.create(
+        url,
+        unlock=unlock,
+        durability=Durability(settings.durability),
+        replicas=settings.replicas,
+        partitions=settings.partitions,
+    )
+    return made
+
+
+def open_deployment(
+    url: str, settings: Settings, environ: Mapping[str, str], *, ask: Ask | None = None
+) -> Deployment:
+    """Open the deployment in a store. Without a passphrase its keyring stays locked.
+
+    Raises what `Deployment.open` raises, and KeyringLocked for a passphrase file that can't be read.
+    """
+    return Deployment.open(
+        url,
+        unlock=find_unlock(settings, environ, ask=ask),
+        durability=Durability(settings.durability),
+        replicas=settings.replicas,
+        # The default is no statement: only a number that was configured must agree.
+        partitions=settings.partitions if "partitions" in settings.model_fields_set else None,
+    )
