@@ -14,6 +14,7 @@ from ext.claims import Suite, Version
 __all__ = [
     "UID_BYTES",
     "Channel",
+    "Decision",
     "EventId",
     "Line",
     "LineState",
@@ -22,6 +23,8 @@ __all__ = [
     "State",
     "Suite",
     "Terminal",
+    "Tier",
+    "TransferStep",
     "Version",
     "is_static",
     "partition_of",
@@ -38,6 +41,32 @@ class Channel(IntEnum):
     ONLINE = 1
     PROMOTION = 2
     STAFF = 3
+
+
+class Tier(IntEnum):
+    """How short a SKU is at a store, by available ÷ baseline. Numbers are stored and ordered: never renumber."""
+
+    NORMAL = 0
+    TIGHT = 1
+    RED = 2
+    CLOSED = 3
+    EMERGENCY = 4
+
+
+class Decision(IntEnum):
+    """What a reviewer decides on a locked code."""
+
+    APPROVE = 1
+    REDEEM = 2
+    VOID = 3
+
+
+class TransferStep(IntEnum):
+    """Steps of moving units between stores."""
+
+    OUT = 1
+    IN = 2
+    DONE = 3
 
 
 class State(IntEnum):

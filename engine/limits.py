@@ -40,6 +40,14 @@ RENDER_AHEAD_S_MAX: Final = 24 * 3600
 REVISIONS_AHEAD_MAX: Final = 29
 """Payloads ahead are stamped in second 1 + 2 x revision of their minute: 30 revisions fit (0 .. 29)."""
 TRIES_MAX: Final = 3
+HOLD_S_DEFAULT: Final = 900
+HOLD_S_MIN: Final = 60
+HOLD_S_MAX: Final = 24 * 3600
+REVERSAL_WINDOW_S_DEFAULT: Final = 3600
+REVERSAL_WINDOW_S_MAX: Final = 30 * 24 * 3600
+REVERSAL_LIFE_S: Final = 24 * 3600
+"""How long a reversed code lives at least."""
+CYCLES_MAX: Final = 10
 REMEMBERED_REQUESTS_MAX: Final = 200
 """Changes of one code whose answers are remembered; a change past it is refused rather than forgotten."""
 UID_CANDIDATES: Final = 4
@@ -65,6 +73,9 @@ ATTEMPTS_KEPT: Final = 10_000
 STOCK_ANSWER_TTL_S: Final = AFTERLIFE_S
 """How long a stock change's answer is remembered under its request id."""
 
+ARRIVAL_TTL_S: Final = 400 * 24 * 3600
+"""How long the arrival of a transfer is remembered."""
+
 # --- clocks ------------------------------------------------------------------------------------------------
 CLOCK_SKEW_MS_MAX: Final = 5_000
 """Largest difference between a caller's clock and the store's before scripts refuse."""
@@ -80,5 +91,15 @@ ACCURACY_ALLOWANCE_M_MAX: Final = 100.0
 """The stated accuracy of a position widens the radius by no more than this."""
 ACCURACY_M_MAX: Final = 200.0
 """A position less certain than this can't decide anything: LOCATION_UNRELIABLE."""
+TIER_TIGHT_PERCENT: Final = 30
+"""Tiers, by available ÷ baseline: below this, codes issued are bound to the store's pickup windows."""
+TIER_RED_PERCENT: Final = 10
+"""At or below: alert, and promotional issue stops."""
+TIER_CLOSED_PERCENT: Final = 5
+"""At or below: the online channel closes."""
+TIER_EMERGENCY_PERCENT: Final = 1
+"""At or below: a transfer is asked of the region's factory store."""
+TIER_HYSTERESIS_PERCENT: Final = 2
+"""How far above a bound the stock must be before the tier is left upwards."""
 STOCK_MAX: Final = 2**31 - 1
 MALLS_PER_STORE_MAX: Final = 64

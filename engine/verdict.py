@@ -127,6 +127,16 @@ _LOCATION_UNRELIABLE = Answer(
 _PIN_REQUIRED = Answer(
     Next.ASK_CUSTOMER, "请顾客提供 6 位提货密码。", "Ask the customer for the 6-digit PIN."
 )
+_PROOF_REQUIRED = Answer(
+    Next.ASK_CUSTOMER,
+    "贵重商品需核验身份（人脸、证件或双人复核）。",
+    "Valuable goods: prove the customer's identity (face, document, or two staff) and try again.",
+)
+_OUTSIDE_WINDOW = Answer(
+    Next.RETRY,
+    "该码仅可在提货时段内提货，下一时段：{window}。",
+    "This code is handed out in the store's pickup windows only; the next one: {window}.",
+)
 _OUT_OF_STOCK = Answer(
     Next.MANUAL_REVIEW,
     "商品 {sku_id} 账面无货，请核对库存。",
@@ -140,6 +150,26 @@ _NOTHING_LEFT = Answer(
     "商品 {sku_id} 可提数量不足。",
     "The code has not that many units of SKU {sku_id} left.",
 )
+_STOCK_SHORT = Answer(
+    Next.ASK_CUSTOMER,
+    "商品 {sku_id} 在该门店库存不足，请换门店或减少数量。",
+    "SKU {sku_id} is short at this store: choose another store or fewer units.",
+)
+_CHANNEL_CLOSED = Answer(
+    Next.ASK_CUSTOMER,
+    "商品 {sku_id} 库存紧张，该门店线上渠道已关闭，请换门店。",
+    "SKU {sku_id} is nearly gone: this store's online channel is closed for it, choose another store.",
+)
+_PROMOTION_STOPPED = Answer(
+    Next.ASK_CUSTOMER,
+    "商品 {sku_id} 库存紧张，促销发码已停止。",
+    "SKU {sku_id} is running low: promotional issue is stopped for it.",
+)
+_NOT_CONFIRMED = Answer(
+    Next.ASK_CUSTOMER,
+    "订单尚未付款确认，请顾客完成付款。",
+    "The order is not confirmed yet: ask the customer to complete the payment.",
+)
 _UNKNOWN_SKU = Answer(
     Next.FINAL,
     "商品 {sku_id} 不在商城目录中。",
@@ -152,21 +182,135 @@ _UNKNOWN_STORE = Answer(
 )
 
 
+class HoldVerdict(Verdict):
+    """Answers of hold. Refusals have IssueVerdict's numbers."""
+
+    HELD = 1, Answer(Next.FINAL, "库存已预留，等待付款。", "The stock is held until the payment.", success=True)
+    STOCK_SHORT = 2, _STOCK_SHORT
+    UNKNOWN_SKU = 3, _UNKNOWN_SKU
+    UNKNOWN_STORE = 4, _UNKNOWN_STORE
+    STORE_CLOSED = 5, _STORE_CLOSED
+    CHANNEL_CLOSED = 6, _CHANNEL_CLOSED
+    PROMOTION_STOPPED = 7, _PROMOTION_STOPPED
+
+
 class IssueVerdict(Verdict):
     """Answers of issue."""
 
     ISSUED = 1, Answer(Next.FINAL, "提货码已生成。", "The pickup code is issued.", success=True)
+    STOCK_SHORT = 2, _STOCK_SHORT
+    UNKNOWN_SKU = 3, _UNKNOWN_SKU
+    UNKNOWN_STORE = 4, _UNKNOWN_STORE
+    STORE_CLOSED = 5, _STORE_CLOSED
+    CHANNEL_CLOSED = 6, _CHANNEL_CLOSED
+    PROMOTION_STOPPED = 7, _PROMOTION_STOPPED
+
+
+class ConfirmVerdict(Verdict):
+    """Answers of confirm."""
+
+    CONFIRMED = 1, Answer(Next.FINAL, "提货码已生效。", "The code is live.", success=True)
+    ALREADY_CONFIRMED = 2, Answer(Next.FINAL, "该提货码此前已生效。", "The code was live already.")
+    EXPIRED = (
+        3,
+        Answer(
+            Next.FINAL,
+            "预留已超时，库存已释放，请重新下单。",
+            "The hold has expired and its stock is free: hold again.",
+        ),
+    )
+    VOIDED = 4, _VOIDED
+    UNKNOWN_CODE = 5, _UNKNOWN_CODE
+
+
+class ExtendVerdict(Verdict):
+    """Answers of extend."""
+
+    EXTENDED = 1, Answer(Next.FINAL, "提货期限已延长。", "The code lives longer.", success=True)
+    ALREADY_REDEEMED = 2, _ALREADY_REDEEMED
+    VOIDED = 3, _VOIDED
+    EXPIRED = 4, _EXPIRED
+    UNKNOWN_CODE = 5, _UNKNOWN_CODE
+    NOT_CONFIRMED = 6, _NOT_CONFIRMED
+    NOT_LATER = (
+        7,
+        Answer(Next.FINAL, "新的期限不晚于现有期限。", "The new expiry is not later than the code's own."),
+    )
+    TOO_LONG = (
+        8,
+        Answer(
+            Next.FINAL,
+            "提货码自生成起最长 400 天，请作废后重新生成。",
+            "A code lives at most 400 days from its issue: void it and issue another.",
+        ),
+    )
+
+
+class ReverseVerdict(Verdict):
+    """Answers of reverse."""
+
+    REVERSED = (
+        1,
+        Answer(Next.FINAL, "核销已撤销，请收回商品。", "Reversed: take the goods back.", success=True),
+    )
+    NOT_REDEEMED = (
+        2,
+        Answer(
+            Next.FINAL,
+            "该提货码没有可撤销的核销记录。",
+            "There is nothing handed out on this code that could be taken back.",
+        ),
+    )
+    REVERSAL_CLOSED = (
+        3,
+        Answer(Next.FINAL, "已超过可撤销时间。", "The time in which a redemption can be reversed is over."),
+    )
+    REVERSAL_LIMIT = (
+        4,
+        Answer(
+            Next.MANUAL_REVIEW,
+            "该提货码撤销次数已达上限。",
+            "The code was redeemed and reversed as often as is allowed.",
+        ),
+    )
+    UNKNOWN_CODE = 5, _UNKNOWN_CODE
+    WRONG_STORE = 6, _WRONG_STORE
+
+
+class ReviewVerdict(Verdict):
+    """Answers of a reviewer's decision."""
+
+    APPROVED = 1, Answer(Next.FINAL, "审核通过，提货码已解锁。", "Approved: the code is free again.", success=True)
+    REDEEMED = 2, Answer(Next.FINAL, "已人工核销，请交付商品。", "Redeemed by hand: hand over the goods.", success=True)
+    VOIDED = 3, Answer(Next.FINAL, "已作废，库存已释放。", "The code is void and its stock is free.", success=True)
+    NOT_LOCKED = 4, Answer(Next.FINAL, "该提货码未被锁定。", "The code is not locked: there is nothing to review.")
+    UNKNOWN_CODE = 5, _UNKNOWN_CODE
+    EXPIRED = 6, _EXPIRED
+    OUT_OF_STOCK = 7, _OUT_OF_STOCK
+    OWN_TRY = (
+        8,
+        Answer(
+            Next.MANUAL_REVIEW,
+            "不能审核本人操作的核销，请由他人审核。",
+            "Nobody reviews tries of their own: ask somebody else.",
+        ),
+    )
+
+
+class TransferVerdict(Verdict):
+    """Answers of a transfer between stores."""
+
+    TRANSFERRED = 1, Answer(Next.FINAL, "调拨成功。", "The units are transferred.", success=True)
     STOCK_SHORT = (
         2,
         Answer(
-            Next.ASK_CUSTOMER,
-            "商品 {sku_id} 在该门店库存不足，请换门店或减少数量。",
-            "SKU {sku_id} is short at this store: choose another store or fewer units.",
+            Next.FINAL,
+            "商品 {sku_id} 可调拨数量不足。",
+            "SKU {sku_id} has not that many units that are free to go.",
         ),
     )
     UNKNOWN_SKU = 3, _UNKNOWN_SKU
     UNKNOWN_STORE = 4, _UNKNOWN_STORE
-    STORE_CLOSED = 5, _STORE_CLOSED
 
 
 class RenderVerdict(Verdict):
@@ -184,6 +328,24 @@ class RenderVerdict(Verdict):
             Next.RETRY,
             "该提货码变更次数过多，不能预先生成，请逐次刷新。",
             "The code changed too often to be rendered ahead: ask for one payload at a time.",
+        ),
+    )
+    NOT_CONFIRMED = 8, _NOT_CONFIRMED
+    LOCATION_REQUIRED = (
+        9,
+        Answer(
+            Next.RETRY,
+            "请打开手机定位后再出示提货码。",
+            "Switch on the phone's location to show the code.",
+        ),
+    )
+    LOCATION_UNRELIABLE = 10, _LOCATION_UNRELIABLE
+    OUT_OF_RANGE = (
+        11,
+        Answer(
+            Next.RETRY,
+            "您不在门店附近，到店后再出示提货码。还可尝试 {tries_left} 次。",
+            "You are not near the store: show the code when you are there. {tries_left} tries left.",
         ),
     )
 
@@ -215,6 +377,17 @@ class RedeemVerdict(Verdict):
     OUT_OF_STOCK = 15, _OUT_OF_STOCK
     STORE_CLOSED = 16, _STORE_CLOSED
     NOTHING_LEFT = 17, _NOTHING_LEFT
+    NOT_CONFIRMED = 18, _NOT_CONFIRMED
+    PROOF_REQUIRED = 19, _PROOF_REQUIRED
+    PROOF_REJECTED = (
+        20,
+        Answer(
+            Next.ASK_CUSTOMER,
+            "身份核验未通过，还可尝试 {tries_left} 次。",
+            "The proof of identity is rejected: {tries_left} tries left.",
+        ),
+    )
+    OUTSIDE_WINDOW = 21, _OUTSIDE_WINDOW
 
 
 class InspectVerdict(Verdict):
@@ -240,6 +413,8 @@ class InspectVerdict(Verdict):
     LOCKED = 14, _LOCKED
     OUT_OF_STOCK = 15, _OUT_OF_STOCK
     STORE_CLOSED = 16, _STORE_CLOSED
+    NOT_CONFIRMED = 18, _NOT_CONFIRMED
+    OUTSIDE_WINDOW = 21, _OUTSIDE_WINDOW
 
 
 class VoidVerdict(Verdict):

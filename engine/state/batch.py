@@ -41,7 +41,6 @@ def run(
     partition_of: Callable[[Item], int],
     pack: Callable[[Item, PartitionKeys, Keys], bytes],
     *,
-    with_attempts: bool = False,
     first_args: Sequence[bytes | int] = (),
 ) -> list[Any]:
     """Run `script` over `items`; one outcome per item, in order: the script's reply for it, or a PickgateError.
@@ -55,12 +54,9 @@ def run(
     owners: list[list[int]] = []
     for partition, members in groups.items():
         names = connection.partitions[partition]
-        fixed = [names.meta, names.events]
-        if with_attempts:
-            fixed.append(names.attempts)
         for start in range(0, len(members), limits.BATCH_MAX):
             chunk = members[start : start + limits.BATCH_MAX]
-            keys = Keys(fixed)
+            keys = Keys(names.own)
             packed = [pack(items[n], names, keys) for n in chunk]
             calls.append(Call(script, keys.names, [*first_args, *packed]))
             owners.append(chunk)

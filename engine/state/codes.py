@@ -259,7 +259,7 @@ def redeem(connection: Connection, items: Sequence[RedeemItem]) -> list[RedeemFa
         return head + lines + actor
 
     replies = batch.run(
-        connection, scripts.REDEEM, items, lambda item: partition_of(item.uid), pack, with_attempts=True
+        connection, scripts.REDEEM, items, lambda item: partition_of(item.uid), pack
     )
     return [_redeem_facts(item.uid, reply) for item, reply in zip(items, replies, strict=True)]
 

@@ -25,15 +25,26 @@ class EventType(IntEnum):
     EXPIRED = 6
     STOCK = 7
     EPOCH = 8
+    HELD = 9
+    CONFIRMED = 10
+    EXTENDED = 11
+    REVERSED = 12
+    REVIEWED = 13
+    TIER = 14
+    TRANSFER_OUT = 15
+    TRANSFER_IN = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """One event. `facts` holds what its type says:
 
-    ISSUED record (bytes as stored) · REDEEMED state, cycle, bucket, lines (count taken, left after) · TRIED, LOCKED tries,
+    ISSUED, HELD record (bytes as stored) · REDEEMED state, cycle, bucket, lines (count taken, left after) · TRIED, LOCKED tries,
     bucket · VOIDED lines (left = released), reason · EXPIRED lines (left = released) · STOCK change, sku_id, amount,
-    on_hand, reserved, baseline, tier, reason · EPOCH run_id.
+    on_hand, reserved, baseline, tier, reason · EPOCH run_id · CONFIRMED, EXTENDED expires_at_s · REVERSED state, cycle,
+    release, expires_at_s, lines (count = came back, left after), reason · REVIEWED decision, state, lines, reason · TIER
+    sku_id, old, and the figures with the new tier · TRANSFER_OUT, TRANSFER_IN sku_id, amount, other_store_id. TRIED and LOCKED
+    also say the verdict that counted.
     """
 
     id: EventId
@@ -65,14 +76,33 @@ def parse(partition: int, entry_id: bytes, data: bytes) -> Event:
     at += actor_len
     facts: dict[str, Any] = {}
     kind = EventType(type_)
-    if kind is EventType.ISSUED:
+    if kind in (EventType.ISSUED, EventType.HELD):
         facts["record"] = data[at:]
     elif kind is EventType.REDEEMED:
         state, facts["cycle"], facts["bucket"], count = data[at : at + 4]
         facts["state"] = State(state)
         facts["lines"], at = unpack_lines(data, at + 4, count)
     elif kind in (EventType.TRIED, EventType.LOCKED):
-        facts["tries"], facts["bucket"] = data[at : at + 2]
+        facts["tries"], facts["bucket"], facts["verdict"] = data[at : at + 3]
+    elif kind in (EventType.CONFIRMED, EventType.EXTENDED):
+        facts["expires_at_s"] = int.from_bytes(data[at : at + 4], "big")
+    elif kind is EventType.REVERSED:
+        state, facts["cycle"], released, facts["expires_at_s"], count, reason_len = struct.unpack_from(
+            ">BBBIBB", data, at
+        )
+        facts["state"], facts["release"] = State(state), bool(released)
+        facts["lines"], at = unpack_lines(data, at + 9, count)
+        facts["reason"] = data[at : at + reason_len].decode()
+    elif kind is EventType.REVIEWED:
+        facts["decision"], state, count, reason_len = data[at : at + 4]
+        facts["state"] = State(state)
+        facts["lines"], at = unpack_lines(data, at + 4, count)
+        facts["reason"] = data[at : at + reason_len].decode()
+    elif kind is EventType.TIER:
+        facts["sku_id"], facts["old"] = struct.unpack_from(">IB", data, at)
+        facts.update(zip(layouts.STOCK.names, layouts.STOCK.unpack(data, at + 6), strict=True))
+    elif kind in (EventType.TRANSFER_OUT, EventType.TRANSFER_IN):
+        facts["sku_id"], facts["amount"], facts["other_store_id"] = struct.unpack_from(">III", data, at)
     elif kind is EventType.VOIDED:
         count, reason_len = data[at : at + 2]
         facts["lines"], at = unpack_lines(data, at + 2, count)

@@ -13,6 +13,9 @@ Per partition, with `{tag}` in front:
 | x<minute> | string | uids (8 bytes each) that fall due in that minute since 1970: to expire, or to forget |
 | e | stream | events, id = epoch-seq |
 | a | stream | refused attempts, bounded |
+| v | hash | evidence of counted tries: uid → layouts.EVIDENCE, one behind the other |
+| w | sorted set | open reviews: uid, by the time of the lock |
+| t | hash | units in transit out of this partition: request digest → layouts.TRANSIT |
 
 Records lie in hash buckets because one key each would cost more than the record. The due index is a plain string per minute,
 eight bytes a code, because it is only ever appended to and read once; an entry that no longer applies (extended, voided) is
@@ -65,7 +68,7 @@ def partition_of_store(store_id: int, partitions: int) -> int:
 class PartitionKeys:
     """Key names of one partition, prefixes made once."""
 
-    __slots__ = ("_c", "_k", "_q", "_r", "_s", "_x", "attempts", "events", "meta", "tag")
+    __slots__ = ("_c", "_k", "_q", "_r", "_s", "_x", "attempts", "events", "evidence", "meta", "reviews", "tag", "transit")
 
     def __init__(self, tag: bytes) -> None:
         self.tag = tag
@@ -73,12 +76,20 @@ class PartitionKeys:
         self.meta = prefix + b"m"
         self.events = prefix + b"e"
         self.attempts = prefix + b"a"
+        self.evidence = prefix + b"v"
+        self.reviews = prefix + b"w"
+        self.transit = prefix + b"t"
         self._c = prefix + b"c"
         self._q = prefix + b"q"
         self._r = prefix + b"r"
         self._s = prefix + b"s"
         self._k = prefix + b"k"
         self._x = prefix + b"x"
+
+    @property
+    def own(self) -> tuple[bytes, ...]:
+        """The keys that every script of the partition has as KEYS 1 to 5."""
+        return (self.meta, self.events, self.attempts, self.evidence, self.reviews)
 
     def record(self, uid: bytes) -> bytes:
         """Hash bucket that holds the record of `uid`, chosen by its low (pseudo-random) bits."""

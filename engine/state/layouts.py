@@ -42,13 +42,22 @@ class Layout:
 
 RECORD: Final = Layout(
     "layout:B state:B flavour:B channel:B mall:I4 store:I4 policy:I4 issued:I6 changed:I6 stamp_floor:I4 exp:I4 issue_exp:I4 amount:I4 "
-    "pin_generation:B revision:B cycle:B tries:B issue_epoch:I4 issue_seq:I6 request:c12 body:c8 "
-    "last_terminal:I4 last_at:I6 lock_epoch:I4 lock_seq:I6 n_lines:B n_requests:B order_len:B split_len:I2"
+    "ttl:I4 flags:B pin_generation:B revision:B cycle:B tries:B issue_epoch:I4 issue_seq:I6 request:c12 body:c8 "
+    "last_terminal:I4 last_at:I6 lock_epoch:I4 lock_seq:I6 n_lines:B n_bundles:B n_requests:B order_len:B split_len:I2"
 )
-"""A code's record; behind it n_lines × LINE, n_requests × 12 bytes of request digests, the order id and the split."""
+"""A code's record; behind it n_lines × LINE, n_bundles × BUNDLE, n_requests × 12 bytes of request digests, the order id and
+the split. `ttl` is what confirm gives a held code; `flags` are FLAG_*."""
+
+FLAG_WINDOWS_BIND: Final = 1
+"""Issued while a SKU's stock was tight: it is handed out only in the store's pickup windows."""
+FLAG_PROOF_NEEDED: Final = 2
+"""Handed out only with a proof token."""
 
 LINE: Final = Layout("sku:I4 count:I2 left:I2")
 """One line of a record or an answer."""
+
+BUNDLE: Final = Layout("sku:I4 units:I2 first:B n:B")
+"""A bundle of a record: its SKU, its units at issue, and which lines (from `first`, 1-based, `n` of them) are its parts."""
 
 STOCK: Final = Layout("on_hand:I4 reserved:I4 baseline:I4 tier:B")
 """Stock figures of one SKU."""
@@ -63,7 +72,7 @@ ATTEMPT: Final = Layout("at:I6 uid:c8 mall:I4 store:I4 terminal:I4 verdict:B buc
 
 REDEEM_ITEM: Final = Layout(
     "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 "
-    "version:B stale:B pin_1:B pin_2:B place:B closed:B bucket:B dry:B n_lines:B actor_len:B"
+    "version:B stale:B pin_1:B pin_2:B proof:B place:B closed:B window:B bucket:B dry:B n_lines:B actor_len:B"
 )
 """One try to redeem: keys as indexes into KEYS; behind it n_lines × (sku:I4 count:I2) and the actor."""
 
@@ -77,10 +86,11 @@ REDEEM_ANSWER: Final = Layout(
 """Answer of one try; behind it n_lines × LINE and the order id. This is also what is remembered."""
 
 ISSUE_ITEM: Final = Layout(
-    "request:c12 body:c8 mall:I4 store:I4 channel:B flavour:B policy:I4 exp:I4 amount:I4 pin_generation:B stock_key:I2 "
-    "due_key:I2 n_candidates:B n_lines:B order_len:B split_len:I2 actor_len:B"
+    "request:c12 body:c8 mall:I4 store:I4 state:B channel:B flavour:B flags:B policy:I4 exp:I4 ttl:I4 amount:I4 "
+    "pin_generation:B stock_key:I2 due_key:I2 n_candidates:B n_lines:B n_bundles:B order_len:B split_len:I2 actor_len:B"
 )
-"""One issue; behind it n_candidates × CANDIDATE, n_lines × WANTED, order id, split, actor."""
+"""One issue (state LIVE) or hold (HELD); behind it n_candidates × CANDIDATE, n_lines × WANTED, n_bundles × BUNDLE, order id,
+split, actor."""
 
 CANDIDATE: Final = Layout("uid:c8 record_key:I2")
 """A uid that the request may get, and the index of its bucket in KEYS."""
@@ -110,6 +120,53 @@ EXPIRE_ITEM: Final = Layout("uid:c8 record_key:I2 stock_key:I2 due_key:I2 n_answ
 
 ANSWER_KEY: Final = Layout("request:c12 answer_key:I2")
 """A remembered request, and the bucket that holds its answer."""
+
+CHANGE_ITEM: Final = Layout(
+    "uid:c8 record_key:I2 answer_key:I2 due_key:I2 request:c12 body:c8 mall:I4 exp:I4 actor_len:B"
+)
+"""One confirm (exp unused) or extend (exp the new expiry, unix seconds); behind it the actor."""
+
+CHANGE_ANSWER: Final = Layout("verdict:B at:I6 exp:I4 epoch:I4 seq:I6")
+"""Answer of one confirm or extend."""
+
+REVERSE_ITEM: Final = Layout(
+    "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 forget_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 "
+    "window_s:I4 cycles_max:B release:B exp:I4 n_lines:B actor_len:B reason_len:B"
+)
+"""One reversal; `exp` is the earliest expiry afterwards; behind it n_lines × WANTED, the actor and the reason."""
+
+REVERSE_ANSWER: Final = Layout("verdict:B at:I6 epoch:I4 seq:I6 exp:I4 sku:I4 store:I4 cycle:B n_lines:B")
+"""Answer of one reversal; behind it n_lines × LINE: units that came back, and units left afterwards."""
+
+EVIDENCE: Final = Layout("at:I6 store:I4 terminal:I4 verdict:B bucket:B actor_len:B")
+"""One counted try, kept while it counts; behind it the actor. `verdict` is RedeemVerdict's number, or RenderVerdict's when
+terminal is 0 (the customer's own phone)."""
+
+TRY_ITEM: Final = Layout(
+    "uid:c8 record_key:I2 answer_key:I2 request:c12 body:c8 mall:I4 verdict:B bucket:B actor_len:B"
+)
+"""One failed try of the customer's own; `verdict` is RenderVerdict's number; behind it the actor."""
+
+TRY_ANSWER: Final = Layout("verdict:B at:I6 epoch:I4 seq:I6 tries_left:B")
+"""Answer of one such try."""
+
+REVIEW_ITEM: Final = Layout(
+    "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 decision:B actor_len:B "
+    "reason_len:B"
+)
+"""One decision on a locked code; behind it the actor and the reason."""
+
+REVIEW_ANSWER: Final = Layout("verdict:B at:I6 epoch:I4 seq:I6 sku:I4 n_lines:B")
+"""Answer of one decision; behind it n_lines × LINE: what it handed out or released."""
+
+TRANSFER_ITEM: Final = Layout(
+    "step:B stock_key:I2 answer_key:I2 transit_key:I2 request:c12 body:c8 mall:I4 store:I4 other_store:I4 sku:I4 amount:I4 "
+    "actor_len:B"
+)
+"""One step of a transfer, from the view of `store`; behind it the actor. Answered with STOCK_ANSWER."""
+
+TRANSIT: Final = Layout("body:c8 mall:I4 store:I4 other_store:I4 sku:I4 amount:I4 at:I6")
+"""Units that left `store` and have not arrived at `other_store`; behind it the actor."""
 
 REGISTER_ITEM: Final = Layout("request:c12 body:c8 day_0:I2 day_1:I2 day_2:I2 day_3:I2")
 """One request id, and the register buckets of today and of the three days before."""

@@ -16,18 +16,25 @@ from typing import Final
 
 from engine import limits, verdict
 from engine.calls import StockChange
-from engine.claims import State
+from engine.claims import Channel, Decision, State, Tier, TransferStep
 from engine.state import layouts
 from engine.state.events import EventType
 
 _LIMITS: Final = (
     "AFTERLIFE_S",
+    "ARRIVAL_TTL_S",
     "ATTEMPTS_KEPT",
     "CLOCK_SKEW_MS_MAX",
     "REMEMBERED_REQUESTS_MAX",
     "STOCK_ANSWER_TTL_S",
     "STOCK_MAX",
+    "TIER_CLOSED_PERCENT",
+    "TIER_EMERGENCY_PERCENT",
+    "TIER_HYSTERESIS_PERCENT",
+    "TIER_RED_PERCENT",
+    "TIER_TIGHT_PERCENT",
     "TRIES_MAX",
+    "TTL_S_MAX",
 )
 
 
@@ -46,11 +53,22 @@ def constants() -> str:
             _table("LIMIT", ((name, getattr(limits, name)) for name in _LIMITS)),
             _table("STATE", _members(State)),
             _table("EVENT_TYPE", _members(EventType)),
+            _table("CHANNEL", _members(Channel)),
+            _table("TIER", _members(Tier)),
             _table("CHANGE", _members(StockChange)),
+            _table("TRANSFER_STEP", _members(TransferStep)),
+            _table("DECISION", _members(Decision)),
             _table("ISSUE", _members(verdict.IssueVerdict)),
             _table("REDEEM", _members(verdict.RedeemVerdict)),
+            _table("RENDER", _members(verdict.RenderVerdict)),
+            _table("CONFIRM", _members(verdict.ConfirmVerdict)),
+            _table("EXTEND", _members(verdict.ExtendVerdict)),
+            _table("REVERSE", _members(verdict.ReverseVerdict)),
+            _table("REVIEW", _members(verdict.ReviewVerdict)),
+            _table("TRANSFER", _members(verdict.TransferVerdict)),
             _table("VOID", _members(verdict.VoidVerdict)),
             _table("STOCK_VERDICT", _members(verdict.StockVerdict)),
+            f"local FLAG_WINDOWS_BIND, FLAG_PROOF_NEEDED = {layouts.FLAG_WINDOWS_BIND}, {layouts.FLAG_PROOF_NEEDED}",
             *(f"local {name} = '{layout.lua}'" for name, layout in layouts.LAYOUTS.items()),
         ]
     )
@@ -82,8 +100,14 @@ ISSUE: Final = load("issue")
 REDEEM: Final = load("redeem")
 VOID: Final = load("void")
 STOCK: Final = load("stock")
+CONFIRM: Final = load("confirm")
+EXTEND: Final = load("extend")
+REVERSE: Final = load("reverse")
+TRY: Final = load("try")
+REVIEW: Final = load("review")
+TRANSFER: Final = load("transfer")
 EXPIRE: Final = load("expire")
 REGISTER: Final = load("register")
 CREATE: Final = load("create", base=False)
 CONTROL: Final = load("control", base=False)
-ALL: Final = (OPEN, ISSUE, REDEEM, VOID, STOCK, EXPIRE, REGISTER, CREATE, CONTROL)
+ALL: Final = (OPEN, ISSUE, REDEEM, VOID, STOCK, CONFIRM, EXTEND, REVERSE, TRY, REVIEW, TRANSFER, EXPIRE, REGISTER, CREATE, CONTROL)

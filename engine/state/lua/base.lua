@@ -4,12 +4,14 @@
 -- batch see what earlier ones did; then `commit` writes everything at once. Lua has no rollback, so nothing is written
 -- before everything is decided, and every declared key is touched before the first write.
 --
--- KEYS 1 is the partition's facts (m), KEYS 2 its event stream (e). ARGV 1 is now_ms, ARGV 2 is '1' when the caller's clock
+-- KEYS 1 to 5 are the partition's own: its facts (m), event stream (e), refused attempts (a), evidence of counted tries (v) and
+-- open reviews (w). ARGV 1 is now_ms, ARGV 2 is '1' when the caller's clock
 -- is to be compared with the server's.
 
 local pack, unpack_fields, floor = struct.pack, struct.unpack, math.floor
 
-local overlay, changed, lives, appended, events = {}, {}, {}, {}, {}
+local NOBODY, NOTHING = string.rep('\0', 8), string.rep('\0', 12)
+local overlay, changed, lives, appended, events, reviews = {}, {}, {}, {}, {}, {}
 local epoch, seq, now
 
 -- Read the partition's facts and settle the time. Returns an error reply, or nil when the batch may go on.
@@ -63,13 +65,13 @@ end
 -- Remembered answer of a key with a lifetime, as this batch sees it; false when there is none.
 local function recall(key)
   local kept = lives[key]
-  if kept then return kept end
+  if kept then return kept[1] end
   return redis.call('GET', key)
 end
 
 -- Remember an answer under a key with a lifetime, at commit.
-local function remember(key, value)
-  lives[key] = value
+local function remember(key, value, ttl_s)
+  lives[key] = { value, ttl_s }
 end
 
 -- Enter a uid into a due index at commit.
@@ -112,8 +114,15 @@ local function commit()
   for key, uids in pairs(appended) do
     redis.call('APPEND', key, uids)
   end
-  for key, value in pairs(lives) do
-    redis.call('SET', key, value, 'EX', LIMIT.STOCK_ANSWER_TTL_S)
+  for key, kept in pairs(lives) do
+    redis.call('SET', key, kept[1], 'EX', kept[2])
+  end
+  for uid, at in pairs(reviews) do
+    if at then
+      redis.call('ZADD', KEYS[5], string.format('%.0f', at), uid)
+    else
+      redis.call('ZREM', KEYS[5], uid)
+    end
   end
 end
 
@@ -122,13 +131,19 @@ local function read_record(bytes)
   local r = {}
   local at
   r.layout, r.state, r.flavour, r.channel, r.mall, r.store, r.policy, r.issued, r.changed, r.stamp_floor, r.exp, r.issue_exp, r.amount,
-  r.pin_generation, r.revision, r.cycle, r.tries, r.issue_epoch, r.issue_seq, r.request, r.body, r.last_terminal, r.last_at,
-  r.lock_epoch, r.lock_seq, r.n_lines, r.n_requests, r.order_len, r.split_len, at = unpack_fields(RECORD, bytes)
+  r.ttl, r.flags, r.pin_generation, r.revision, r.cycle, r.tries, r.issue_epoch, r.issue_seq, r.request, r.body, r.last_terminal, r.last_at,
+  r.lock_epoch, r.lock_seq, r.n_lines, r.n_bundles, r.n_requests, r.order_len, r.split_len, at = unpack_fields(RECORD, bytes)
   r.lines = {}
   for n = 1, r.n_lines do
     local sku, count, left
     sku, count, left, at = unpack_fields(LINE, bytes, at)
     r.lines[n] = { sku = sku, count = count, left = left }
+  end
+  r.bundles = {}
+  for n = 1, r.n_bundles do
+    local sku, units, first, count
+    sku, units, first, count, at = unpack_fields(BUNDLE, bytes, at)
+    r.bundles[n] = { sku = sku, units = units, first = first, n = count }
   end
   r.requests = bytes:sub(at, at + 12 * r.n_requests - 1)
   at = at + 12 * r.n_requests
@@ -145,11 +160,19 @@ local function write_lines(lines)
   return table.concat(parts)
 end
 
+local function write_bundles(bundles)
+  local parts = {}
+  for n, bundle in ipairs(bundles) do
+    parts[n] = pack(BUNDLE, bundle.sku, bundle.units, bundle.first, bundle.n)
+  end
+  return table.concat(parts)
+end
+
 local function write_record(r)
   return pack(RECORD, 1, r.state, r.flavour, r.channel, r.mall, r.store, r.policy, r.issued, r.changed, r.stamp_floor, r.exp, r.issue_exp,
-    r.amount, r.pin_generation, r.revision, r.cycle, r.tries, r.issue_epoch, r.issue_seq, r.request, r.body, r.last_terminal,
-    r.last_at, r.lock_epoch, r.lock_seq, #r.lines, #r.requests / 12, #r.order, #r.split)
-    .. write_lines(r.lines) .. r.requests .. r.order .. r.split
+    r.amount, r.ttl, r.flags, r.pin_generation, r.revision, r.cycle, r.tries, r.issue_epoch, r.issue_seq, r.request, r.body, r.last_terminal,
+    r.last_at, r.lock_epoch, r.lock_seq, #r.lines, #r.bundles, #r.requests / 12, #r.order, #r.split)
+    .. write_lines(r.lines) .. write_bundles(r.bundles) .. r.requests .. r.order .. r.split
 end
 
 -- The content that a payload shows has changed: renders from now on must not share a stamp with earlier ones. Until now the
@@ -171,13 +194,97 @@ local function read_stock(key, sku)
   return s
 end
 
-local function write_stock(key, sku, s)
+-- Tier of figures, judged with `slack` points less than there are.
+local function tier_of(s, slack)
+  local available = math.max(0, s.on_hand - s.reserved)
+  local percent = available * 100 / s.baseline - slack
+  if percent <= LIMIT.TIER_EMERGENCY_PERCENT then return TIER.EMERGENCY end
+  if percent <= LIMIT.TIER_CLOSED_PERCENT then return TIER.CLOSED end
+  if percent <= LIMIT.TIER_RED_PERCENT then return TIER.RED end
+  if percent < LIMIT.TIER_TIGHT_PERCENT then return TIER.TIGHT end
+  return TIER.NORMAL
+end
+
+-- Set a SKU's figures at commit. A crossing of tiers, either way, is one event of its own; upwards only with some slack, so
+-- that stock which wavers about a bound does not cross it at every sale.
+local function write_stock(key, mall, store, sku, s)
+  local tier = TIER.NORMAL
+  if s.baseline > 0 then
+    tier = tier_of(s, 0)
+    if tier < s.tier then tier = math.min(s.tier, tier_of(s, LIMIT.TIER_HYSTERESIS_PERCENT)) end
+  end
+  if tier ~= s.tier then
+    emit(EVENT_TYPE.TIER, mall, store, NOBODY, 0, NOTHING, NOBODY, '',
+      pack('>I4BB', sku, s.tier, tier) .. pack(STOCK, s.on_hand, s.reserved, s.baseline, tier))
+    s.tier = tier
+  end
   place(key, sku, pack(STOCK, s.on_hand, s.reserved, s.baseline, s.tier))
+end
+
+-- Figures of the SKUs of one item, each read once, so that lines which share a SKU add up.
+local function stock_reader(key)
+  local figures = {}
+  return function(sku)
+    local s = figures[sku]
+    if not s then
+      s = read_stock(key, sku)
+      figures[sku] = s
+    end
+    return s
+  end, figures
+end
+
+-- Write the figures that an item changed, in the order of SKUs.
+local function write_figures(key, mall, store, figures)
+  local skus = {}
+  for sku in pairs(figures) do skus[#skus + 1] = sku end
+  table.sort(skus)
+  for _, sku in ipairs(skus) do write_stock(key, mall, store, sku, figures[sku]) end
+end
+
+-- Give back what a code still reserves. Returns the lines that had something left, and the figures to be written.
+local function release(r, stock_key)
+  local figures_of, figures = stock_reader(stock_key)
+  local lines = {}
+  for _, line in ipairs(r.lines) do
+    if line.left > 0 then
+      local s = figures_of(line.sku)
+      s.reserved = s.reserved - line.left
+      lines[#lines + 1] = { sku = line.sku, count = line.count, left = line.left }
+    end
+  end
+  return lines, figures
+end
+
+-- Burn one counted try of a code: the third locks it and opens its review. Returns the event's number and whether it locked.
+local function burn_try(r, uid, store, terminal, request, body, actor, verdict, bucket)
+  r.tries = r.tries + 1
+  r.requests = r.requests .. request
+  local evidence = look(KEYS[4], uid) or ''
+  place(KEYS[4], uid, evidence .. pack(EVIDENCE, now, store, terminal, verdict, bucket, #actor) .. actor)
+  local rest = pack('>BBB', r.tries, bucket, verdict)
+  if r.tries < LIMIT.TRIES_MAX then
+    return emit(EVENT_TYPE.TRIED, r.mall, store, uid, terminal, request, body, actor, rest), false
+  end
+  local number = emit(EVENT_TYPE.LOCKED, r.mall, store, uid, terminal, request, body, actor, rest)
+  r.state, r.lock_epoch, r.lock_seq = STATE.LOCKED, epoch, number
+  reviews[uid] = now
+  return number, true
+end
+
+-- A code ends or is free again: its tries and its review are over.
+local function close_review(r, uid)
+  if r.tries == 0 then return end
+  r.tries, r.lock_epoch, r.lock_seq = 0, 0, 0
+  look(KEYS[4], uid)
+  place(KEYS[4], uid, false)
+  reviews[uid] = false
 end
 
 -- End a code. The due index is that of the minute in which it will be forgotten, named by the caller, who knows the time too.
 local function end_record(r, state, due_key, uid)
   r.state = state
+  close_review(r, uid)
   touch(r)
   fall_due(due_key, uid)
 end

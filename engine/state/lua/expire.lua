@@ -1,5 +1,5 @@
 -- expire: end N codes whose time has come and release their stock; forget those whose afterlife is over
--- KEYS   1 facts (m) · 2 events (e) · then the keys the items point to
+-- KEYS   1 to 5 the partition's own · then the keys the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one EXPIRE_ITEM each
 -- ITEM   uid:c8 record_key:I2 stock_key:I2 due_key:I2 n_answers:B
 -- RETURN per item one byte: E expired now · F forgotten now · N nothing to do (gone, moved, or not yet due) · S the record has
@@ -20,18 +20,11 @@ local function expire(item)
 
   if r.state < STATE.REDEEMED then
     if r.exp * 1000 > now then return 'N' end
-    local lines = {}
-    for _, line in ipairs(r.lines) do
-      if line.left > 0 then
-        local s = read_stock(stock_key, line.sku)
-        s.reserved = s.reserved - line.left
-        write_stock(stock_key, line.sku, s)
-        lines[#lines + 1] = { sku = line.sku, count = line.count, left = line.left }
-      end
-    end
+    local lines, figures = release(r, stock_key)
     end_record(r, STATE.EXPIRED, due_key, uid)
-    emit(EVENT_TYPE.EXPIRED, r.mall, r.store, uid, 0, string.rep('\0', 12), string.rep('\0', 8), '',
+    emit(EVENT_TYPE.EXPIRED, r.mall, r.store, uid, 0, NOTHING, NOBODY, '',
       pack('>B', #lines) .. write_lines(lines))
+    write_figures(stock_key, r.mall, r.store, figures)
     place(record_key, uid, write_record(r))
     return 'E'
   end

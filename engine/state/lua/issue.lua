@@ -1,7 +1,7 @@
--- issue: make N codes, each with its reservation
--- KEYS   1 facts (m) · 2 events (e) · then the buckets, stock hashes and due indexes the items point to
+-- issue: make N codes, live (issue) or held until they are confirmed (hold), each with its reservation
+-- KEYS   1 to 5 the partition's own · then the buckets, stock hashes and due indexes the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one ISSUE_ITEM each
--- ITEM   request:c12 body:c8 mall:I4 store:I4 channel:B flavour:B policy:I4 exp:I4 amount:I4 pin_generation:B stock_key:I2 due_key:I2 n_candidates:B n_lines:B order_len:B split_len:I2 actor_len:B
+-- ITEM   request:c12 body:c8 mall:I4 store:I4 state:B channel:B flavour:B flags:B policy:I4 exp:I4 ttl:I4 amount:I4 pin_generation:B stock_key:I2 due_key:I2 n_candidates:B n_lines:B n_bundles:B order_len:B split_len:I2 actor_len:B
 -- ANSWER verdict:B uid:c8 issued:I6 exp:I4 pin_generation:B epoch:I4 seq:I6 sku:I4
 -- RETURN per item one byte and, but for X and C, an ISSUE_ANSWER: A decided now · R remembered · X request id reused with
 --        another body · C all candidate uids are taken by other requests
@@ -20,8 +20,8 @@ local function answer(verdict, uid, r, sku)
 end
 
 local function issue(item)
-  local request, body, mall, store, channel, flavour, policy, exp, amount, pin_generation, stock_key, due_key, n_candidates,
-  n_lines, order_len, split_len, actor_len, at = unpack_fields(ISSUE_ITEM, item)
+  local request, body, mall, store, state, channel, flavour, flags, policy, exp, ttl, amount, pin_generation, stock_key,
+  due_key, n_candidates, n_lines, n_bundles, order_len, split_len, actor_len, at = unpack_fields(ISSUE_ITEM, item)
   stock_key, due_key = KEYS[stock_key], KEYS[due_key]
 
   local free_uid, free_key
@@ -42,35 +42,47 @@ local function issue(item)
   end
   if not free_uid then return 'C' end
 
-  local lines, figures = {}, {}
+  local lines, bundles = {}, {}
+  local figures_of, figures = stock_reader(stock_key)
   for n = 1, n_lines do
     local sku, count
     sku, count, at = unpack_fields(WANTED, item, at)
-    local s = read_stock(stock_key, sku)
+    local s = figures_of(sku)
+    -- Below these tiers a channel stops before the stock does, so that those who paid elsewhere are served.
+    if channel == CHANNEL.PROMOTION and s.tier >= TIER.RED then
+      return 'A' .. answer(ISSUE.PROMOTION_STOPPED, free_uid, nil, sku)
+    end
+    if channel ~= CHANNEL.STAFF and s.tier >= TIER.CLOSED then
+      return 'A' .. answer(ISSUE.CHANNEL_CLOSED, free_uid, nil, sku)
+    end
     if s.on_hand - s.reserved < count then
       return 'A' .. answer(ISSUE.STOCK_SHORT, free_uid, nil, sku)
     end
+    if s.tier >= TIER.TIGHT and flags % 2 == 0 then flags = flags + FLAG_WINDOWS_BIND end
+    s.reserved = s.reserved + count
     lines[n] = { sku = sku, count = count, left = count }
-    figures[n] = s
+  end
+  for n = 1, n_bundles do
+    local sku, units, first, count
+    sku, units, first, count, at = unpack_fields(BUNDLE, item, at)
+    bundles[n] = { sku = sku, units = units, first = first, n = count }
   end
   local order = item:sub(at, at + order_len - 1)
   at = at + order_len
   local split = item:sub(at, at + split_len - 1)
   local actor = item:sub(at + split_len, at + split_len + actor_len - 1)
 
-  for n, line in ipairs(lines) do
-    figures[n].reserved = figures[n].reserved + line.count
-    write_stock(stock_key, line.sku, figures[n])
-  end
   local r = {
-    state = STATE.LIVE, flavour = flavour, channel = channel, mall = mall, store = store, policy = policy, issued = now,
+    state = state, flavour = flavour, channel = channel, mall = mall, store = store, policy = policy, issued = now,
     -- Nothing was rendered before this moment, so a render within the same second may take any stamp.
-    changed = now, stamp_floor = 0, exp = exp, issue_exp = exp, amount = amount, pin_generation = pin_generation, revision = 0, cycle = 0,
-    tries = 0, issue_epoch = epoch, issue_seq = seq + 1, request = request, body = body, last_terminal = 0, last_at = 0,
-    lock_epoch = 0, lock_seq = 0, lines = lines, requests = '', order = order, split = split,
+    changed = now, stamp_floor = 0, exp = exp, issue_exp = exp, amount = amount, ttl = ttl, flags = flags,
+    pin_generation = pin_generation, revision = 0, cycle = 0, tries = 0, issue_epoch = epoch, issue_seq = seq + 1,
+    request = request, body = body, last_terminal = 0, last_at = 0, lock_epoch = 0, lock_seq = 0, lines = lines,
+    bundles = bundles, requests = '', order = order, split = split,
   }
   local bytes = write_record(r)
-  emit(EVENT_TYPE.ISSUED, mall, store, free_uid, 0, request, body, actor, bytes)
+  emit(state == STATE.HELD and EVENT_TYPE.HELD or EVENT_TYPE.ISSUED, mall, store, free_uid, 0, request, body, actor, bytes)
+  write_figures(stock_key, mall, store, figures)
   place(free_key, free_uid, bytes)
   fall_due(due_key, free_uid)
   return 'A' .. answer(ISSUE.ISSUED, free_uid, r, 0)

@@ -20,7 +20,7 @@ if facts[2] == run_id then return facts[1] end
 local failed = begin()
 if failed then return failed end
 epoch, seq = epoch + 1, 0
-emit(EVENT_TYPE.EPOCH, 0, 0, string.rep('\0', 8), 0, string.rep('\0', 12), string.rep('\0', 8), '', run_id)
+emit(EVENT_TYPE.EPOCH, 0, 0, NOBODY, 0, NOTHING, NOBODY, '', run_id)
 commit()
 redis.call('HSET', KEYS[1], 'epoch', string.format('%.0f', epoch), 'run_id', run_id)
 return string.format('%.0f', epoch)

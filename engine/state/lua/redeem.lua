@@ -1,13 +1,14 @@
 -- redeem: one try to redeem (or to inspect) each of N codes
--- KEYS   1 facts (m) · 2 events (e) · 3 refused attempts (a) · then the keys the items point to
+-- KEYS   1 to 5 the partition's own · then the keys the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one REDEEM_ITEM each
--- ITEM   uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 version:B stale:B pin_1:B pin_2:B place:B closed:B bucket:B dry:B n_lines:B actor_len:B
+-- ITEM   uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 version:B stale:B pin_1:B pin_2:B proof:B place:B closed:B window:B bucket:B dry:B n_lines:B actor_len:B
 -- ANSWER verdict:B at:I6 epoch:I4 seq:I6 terminal:I4 tries_left:B sku:I4 store:I4 cycle:B flavour:B exp:I4 bucket:B n_lines:B order_len:B
 -- RETURN per item one byte and, but for X and M, a REDEEM_ANSWER with its lines and order id: A decided now · R remembered ·
 --        X request id reused with another body · M the code has too many remembered changes
 --
--- The caller's findings (stale, pin, place, closed) are what the pure policy found before; each is 0 when it found nothing
--- against the try, and applies only if no rule before it answers. stale is 1; place and closed are the verdict's number.
+-- The caller's findings (stale, pin, proof, place, closed, window) are what the pure policy found before; each is 0 when it
+-- found nothing against the try, and applies only if no rule before it answers. stale is 1; proof, place, closed and window
+-- are the verdict's number. proof applies to codes that need one, window to codes that windows bind.
 -- pin_1 and pin_2 are the PIN generations for which the PIN given was right (0: none), both 255 when no PIN was given.
 -- version is what the payload claims. `dry` (inspect) remembers nothing, counts nothing and writes nothing.
 
@@ -25,6 +26,30 @@ local function answer(verdict, r, facts)
     facts.bucket or 255, #lines, #order) .. write_lines(lines) .. order
 end
 
+-- Lines that are no part of a bundle, and bundles, by what was wanted: a bundle's parts are handed out together or not at all.
+local function find_wanted(r, sku, count)
+  for _, bundle in ipairs(r.bundles) do
+    if bundle.sku == sku then
+      local parts = {}
+      for n = bundle.first, bundle.first + bundle.n - 1 do
+        local line = r.lines[n]
+        local part = count * line.count / bundle.units
+        if line.left < part then return nil end
+        parts[#parts + 1] = { n = n, count = part }
+      end
+      return parts
+    end
+  end
+  for n, line in ipairs(r.lines) do
+    local in_bundle = false
+    for _, bundle in ipairs(r.bundles) do
+      if n >= bundle.first and n < bundle.first + bundle.n then in_bundle = true end
+    end
+    if line.sku == sku and not in_bundle and line.left >= count then return { { n = n, count = count } } end
+  end
+  return nil
+end
+
 -- Lines to hand out: all that is left, or those wanted. Returns them, or nil and the SKU that has not enough left.
 local function choose(r, item, at, n_wanted)
   local taken = {}
@@ -37,19 +62,16 @@ local function choose(r, item, at, n_wanted)
   for _ = 1, n_wanted do
     local sku, count
     sku, count, at = unpack_fields(WANTED, item, at)
-    local found
-    for n, line in ipairs(r.lines) do
-      if line.sku == sku and line.left >= count then found = n end
-    end
+    local found = find_wanted(r, sku, count)
     if not found then return nil, sku end
-    taken[#taken + 1] = { n = found, count = count }
+    for _, take in ipairs(found) do taken[#taken + 1] = take end
   end
   return taken
 end
 
 local function redeem(item)
   local uid, record_key, answer_key, stock_key, due_key, request, body, mall, store, terminal, version, stale, pin_1, pin_2,
-  place_finding, closed, bucket, dry, n_lines, actor_len, at = unpack_fields(REDEEM_ITEM, item)
+  proof, place_finding, closed, window, bucket, dry, n_lines, actor_len, at = unpack_fields(REDEEM_ITEM, item)
   dry = dry == 1
   record_key, stock_key, due_key = KEYS[record_key], KEYS[stock_key], KEYS[due_key]
 
@@ -86,6 +108,7 @@ local function redeem(item)
   if r.state == STATE.LOCKED then
     return refuse(REDEEM.LOCKED, r, { epoch = r.lock_epoch, seq = r.lock_seq })
   end
+  if r.state == STATE.HELD then return refuse(REDEEM.NOT_CONFIRMED, r) end
   if r.exp * 1000 <= now then return refuse(REDEEM.EXPIRED, r) end
 
   -- the payload's own freshness, then the store
@@ -96,43 +119,39 @@ local function redeem(item)
   local actor = item:sub(-actor_len)
   if actor_len == 0 then actor = '' end
 
-  -- second factor: a static code needs its PIN, and each wrong one is burnt here, so parallel guesses gain nothing
+  -- second factor: each failed try is burnt here, so parallel guesses gain nothing
+  local factor
   if version == 1 and not dry then
     if pin_1 == 255 then return refuse(REDEEM.PIN_REQUIRED, r) end
-    if pin_1 ~= r.pin_generation and pin_2 ~= r.pin_generation then
-      r.tries = r.tries + 1
-      r.requests = r.requests .. request
-      local kept
-      if r.tries >= LIMIT.TRIES_MAX then
-        r.state = STATE.LOCKED
-        r.lock_epoch = epoch
-        r.lock_seq = emit(EVENT_TYPE.LOCKED, mall, store, uid, terminal, request, body, actor, pack('>BB', r.tries, bucket))
-        kept = answer(REDEEM.LOCKED, r, { epoch = epoch, seq = r.lock_seq, bucket = bucket })
-      else
-        local number = emit(EVENT_TYPE.TRIED, mall, store, uid, terminal, request, body, actor,
-          pack('>BB', r.tries, bucket))
-        kept = answer(REDEEM.PIN_WRONG, r,
-          { epoch = epoch, seq = number, tries_left = LIMIT.TRIES_MAX - r.tries, bucket = bucket })
-      end
-      place(record_key, uid, write_record(r))
-      place(answer_key, request, body .. kept)
-      return 'A' .. kept
-    end
+    if pin_1 ~= r.pin_generation and pin_2 ~= r.pin_generation then factor = REDEEM.PIN_WRONG end
+  elseif floor(r.flags / FLAG_PROOF_NEEDED) % 2 == 1 and not dry then
+    if proof == REDEEM.PROOF_REQUIRED then return refuse(proof, r) end
+    if proof ~= 0 then factor = proof end
+  end
+  if factor then
+    local number, locked = burn_try(r, uid, store, terminal, request, body, actor, factor, bucket)
+    local kept = answer(locked and REDEEM.LOCKED or factor, r,
+      { epoch = epoch, seq = number, tries_left = LIMIT.TRIES_MAX - r.tries, bucket = bucket })
+    place(record_key, uid, write_record(r))
+    place(answer_key, request, body .. kept)
+    return 'A' .. kept
   end
 
-  -- where the terminal is, and whether the store hands out at all
+  -- where the terminal is, and whether the store hands out now
   if place_finding ~= 0 then return refuse(place_finding, r) end
   if closed ~= 0 then return refuse(closed, r) end
+  if window ~= 0 and r.flags % 2 == FLAG_WINDOWS_BIND then return refuse(window, r) end
 
   -- what is left of the code, then the stock
   local taken, missing = choose(r, item, at, n_lines)
   if not taken then return refuse(REDEEM.NOTHING_LEFT, r, { sku = missing }) end
-  local figures = {}
-  for n, take in ipairs(taken) do
+  local figures_of, figures = stock_reader(stock_key)
+  for _, take in ipairs(taken) do
     local sku = r.lines[take.n].sku
-    local s = read_stock(stock_key, sku)
+    local s = figures_of(sku)
     if s.on_hand < take.count then return refuse(REDEEM.OUT_OF_STOCK, r, { sku = sku }) end
-    figures[n] = s
+    s.on_hand = s.on_hand - take.count
+    s.reserved = s.reserved - take.count
   end
   if dry then return 'A' .. answer(REDEEM.REDEEMED, r, { lines = r.lines, bucket = bucket }) end
 
@@ -141,9 +160,6 @@ local function redeem(item)
   for n, take in ipairs(taken) do
     local line = r.lines[take.n]
     line.left = line.left - take.count
-    figures[n].on_hand = figures[n].on_hand - take.count
-    figures[n].reserved = figures[n].reserved - take.count
-    write_stock(stock_key, line.sku, figures[n])
     lines[n] = { sku = line.sku, count = take.count, left = line.left }
   end
   for _, line in ipairs(r.lines) do
@@ -159,6 +175,7 @@ local function redeem(item)
   end
   local number = emit(EVENT_TYPE.REDEEMED, mall, store, uid, terminal, request, body, actor,
     pack('>BBBB', r.state, r.cycle, bucket, #lines) .. write_lines(lines))
+  write_figures(stock_key, mall, store, figures)
   local kept = answer(REDEEM.REDEEMED, r, { epoch = epoch, seq = number, terminal = terminal, lines = lines, bucket = bucket })
   place(record_key, uid, write_record(r))
   place(answer_key, request, body .. kept)

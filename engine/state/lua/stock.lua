@@ -1,5 +1,5 @@
 -- stock: N changes of stock figures: receive, adjust, count, baseline
--- KEYS   1 facts (m) · 2 events (e) · then the keys the items point to
+-- KEYS   1 to 5 the partition's own · then the keys the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one STOCK_ITEM each
 -- ITEM   stock_key:I2 answer_key:I2 request:c12 body:c8 mall:I4 store:I4 sku:I4 change:B negative:B amount:I4 actor_len:B reason_len:B
 -- ANSWER verdict:B sku:I4 on_hand:I4 reserved:I4 baseline:I4 tier:B epoch:I4 seq:I6
@@ -44,12 +44,12 @@ local function change_stock(item)
   if on_hand > LIMIT.STOCK_MAX then return 'A' .. answer(STOCK_VERDICT.ABOVE_LIMIT, sku, s, 0) end
 
   s.on_hand, s.baseline = on_hand, baseline
-  local number = emit(EVENT_TYPE.STOCK, mall, store, string.rep('\0', 8), 0, request, body, actor,
+  local number = emit(EVENT_TYPE.STOCK, mall, store, NOBODY, 0, request, body, actor,
     pack('>BI4BI4', change, sku, negative, negative == 1 and -amount or amount) ..
     pack(STOCK, s.on_hand, s.reserved, s.baseline, s.tier) .. pack('>B', #reason) .. reason)
-  write_stock(stock_key, sku, s)
+  write_stock(stock_key, mall, store, sku, s)
   kept = answer(verdict, sku, s, number)
-  remember(answer_key, body .. kept)
+  remember(answer_key, body .. kept, LIMIT.STOCK_ANSWER_TTL_S)
   return 'A' .. kept
 end
 

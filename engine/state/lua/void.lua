@@ -1,5 +1,5 @@
 -- void: end N codes and release what they still reserve
--- KEYS   1 facts (m) · 2 events (e) · then the keys the items point to
+-- KEYS   1 to 5 the partition's own · then the keys the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one VOID_ITEM each
 -- ITEM   uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 actor_len:B reason_len:B
 -- ANSWER verdict:B at:I6 epoch:I4 seq:I6 terminal:I4 n_lines:B
@@ -33,19 +33,12 @@ local function void(item)
   if r.state == STATE.VOIDED then return 'A' .. answer(VOID.ALREADY_VOIDED, r.changed, 0, 0, {}) end
   if r.state == STATE.EXPIRED or r.exp * 1000 <= now then return 'A' .. answer(VOID.EXPIRED, r.exp * 1000, 0, 0, {}) end
 
-  local lines = {}
-  for _, line in ipairs(r.lines) do
-    if line.left > 0 then
-      local s = read_stock(stock_key, line.sku)
-      s.reserved = s.reserved - line.left
-      write_stock(stock_key, line.sku, s)
-      lines[#lines + 1] = { sku = line.sku, count = line.count, left = line.left }
-    end
-  end
+  local lines, figures = release(r, stock_key)
   r.requests = r.requests .. request
   end_record(r, STATE.VOIDED, due_key, uid)
   local number = emit(EVENT_TYPE.VOIDED, mall, store, uid, 0, request, body, actor,
     pack('>BB', #lines, #reason) .. write_lines(lines) .. reason)
+  write_figures(stock_key, mall, store, figures)
   kept = answer(VOID.VOIDED, now, number, 0, lines)
   place(record_key, uid, write_record(r))
   place(answer_key, request, body .. kept)

@@ -1,0 +1,53 @@
+-- confirm: make N held codes live
+-- KEYS   1 to 5 the partition's own · then the keys the items point to
+-- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one CHANGE_ITEM each
+-- ITEM   uid:c8 record_key:I2 answer_key:I2 due_key:I2 request:c12 body:c8 mall:I4 exp:I4 actor_len:B
+-- ANSWER verdict:B at:I6 exp:I4 epoch:I4 seq:I6
+-- RETURN per item one byte and, but for X, a CHANGE_ANSWER: A decided now · R remembered · X request id reused with another
+--        body
+--
+-- A held code lives on for the time it was held with (`ttl`), from now: its exp is the caller's now + ttl, in the item.
+
+local failed = begin()
+if failed then return failed end
+
+local function answer(verdict, r, number)
+  return pack(CHANGE_ANSWER, verdict, now, r and r.exp or 0, number > 0 and epoch or 0, number)
+end
+
+local function confirm(item)
+  local uid, record_key, answer_key, due_key, request, body, mall, exp, actor_len, at = unpack_fields(CHANGE_ITEM, item)
+  record_key, answer_key, due_key = KEYS[record_key], KEYS[answer_key], KEYS[due_key]
+  local actor = item:sub(at, at + actor_len - 1)
+
+  local kept = look(answer_key, request)
+  if kept then
+    if kept:sub(1, 8) ~= body then return 'X' end
+    return 'R' .. kept:sub(9)
+  end
+  local bytes = look(record_key, uid)
+  local r = bytes and read_record(bytes)
+  if not r or r.mall ~= mall then return 'A' .. answer(CONFIRM.UNKNOWN_CODE, nil, 0) end
+  if r.state == STATE.VOIDED then return 'A' .. answer(CONFIRM.VOIDED, r, 0) end
+  if r.state == STATE.EXPIRED or (r.state == STATE.HELD and r.exp * 1000 <= now) then
+    return 'A' .. answer(CONFIRM.EXPIRED, r, 0)
+  end
+  if r.state ~= STATE.HELD then return 'A' .. answer(CONFIRM.ALREADY_CONFIRMED, r, 0) end
+
+  r.state, r.exp = STATE.LIVE, exp
+  r.requests = r.requests .. request
+  touch(r)
+  local number = emit(EVENT_TYPE.CONFIRMED, mall, r.store, uid, 0, request, body, actor, pack('>I4', exp))
+  kept = answer(CONFIRM.CONFIRMED, r, number)
+  fall_due(due_key, uid)
+  place(record_key, uid, write_record(r))
+  place(answer_key, request, body .. kept)
+  return 'A' .. kept
+end
+
+local answers = {}
+for n = 3, #ARGV do
+  answers[n - 2] = confirm(ARGV[n])
+end
+commit()
+return answers
