@@ -9,13 +9,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-from engine.claims import Channel, EventId, Line, LineState, Position, Split, State, Suite, Terminal, Version
+from engine.claims import (
+    Channel,
+    Decision,
+    EventId,
+    Line,
+    LineState,
+    Position,
+    Split,
+    State,
+    Suite,
+    Terminal,
+    Version,
+)
 from engine.verdict import (
+    ConfirmVerdict,
+    ExtendVerdict,
+    HoldVerdict,
     InspectVerdict,
     IssueVerdict,
     RedeemVerdict,
     RenderVerdict,
+    ReverseVerdict,
+    ReviewVerdict,
     StockVerdict,
+    TransferVerdict,
     VoidVerdict,
 )
 
@@ -272,6 +290,182 @@ class StockAnswer:
     """Answer of a stock change: the figures after it (or unchanged, with a refusal)."""
 
     verdict: StockVerdict
+    figures: StockFigures | None = None
+    sku_id: int = 0
+    store_id: int = 0
+    event: EventId | None = None
+    replayed: bool = False
+
+
+# --- hold, confirm, extend --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HoldAnswer:
+    """Answer of hold. `expires_at_s` is when the hold ends by itself; fields as in IssueAnswer."""
+
+    verdict: HoldVerdict
+    uid: bytes = b""
+    expires_at_s: int = 0
+    issued_at_ms: int = 0
+    sku_id: int = 0
+    store_id: int = 0
+    event: EventId | None = None
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmRequest:
+    """Make a held code live, because it was paid; the request id's scope is (mall, confirm)."""
+
+    mall_id: int
+    request_id: str
+    uid: bytes
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmAnswer:
+    """Answer of confirm, with the code's expiry. `typed` and `pin` are set for static codes."""
+
+    verdict: ConfirmVerdict
+    uid: bytes = b""
+    expires_at_s: int = 0
+    event: EventId | None = None
+    replayed: bool = False
+    typed: str = ""
+    pin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendRequest:
+    """Move a code's expiry to a later unix second; the request id's scope is (mall, extend)."""
+
+    mall_id: int
+    request_id: str
+    uid: bytes
+    expires_at_s: int
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendAnswer:
+    """Answer of extend, with the expiry in force."""
+
+    verdict: ExtendVerdict
+    uid: bytes = b""
+    expires_at_s: int = 0
+    event: EventId | None = None
+    replayed: bool = False
+
+
+# --- reverse ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReverseRequest:
+    """Take back what a code handed out, all of it or the lines named; the request id's scope is (terminal, reverse).
+
+    `release` says that the customer was refunded: the units leave the code instead of being reserved for it again.
+    """
+
+    terminal: Terminal
+    request_id: str
+    uid: bytes
+    lines: tuple[Line, ...] = ()
+    release: bool = False
+    reason: str = ""
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReverseAnswer:
+    """Answer of reverse. `lines` says what came back (count) and what the code has left afterwards (left)."""
+
+    verdict: ReverseVerdict
+    uid: bytes = b""
+    at_ms: int = 0
+    lines: tuple[LineState, ...] = ()
+    expires_at_s: int = 0
+    sku_id: int = 0
+    store_id: int = 0
+    store_name: str = ""
+    cycle: int = 0
+    event: EventId | None = None
+    replayed: bool = False
+
+
+# --- reviews ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One counted try. `verdict` is RedeemVerdict's number, or RenderVerdict's when `terminal_id` is 0 (the customer's phone)."""
+
+    at_ms: int
+    store_id: int
+    terminal_id: int
+    verdict: int
+    distance_bucket: int
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """A locked code that waits for a decision. `review_id` is the number of the event that locked it."""
+
+    review_id: str
+    locked_at_ms: int
+    record: Record
+    evidence: tuple[Evidence, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewRequest:
+    """Decide a locked code; the request id's scope is (mall, review). `actor` is the reviewer, and must be stated."""
+
+    mall_id: int
+    request_id: str
+    uid: bytes
+    decision: Decision
+    actor: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewAnswer:
+    """Answer of a decision. `lines` says what it handed out or released."""
+
+    verdict: ReviewVerdict
+    uid: bytes = b""
+    at_ms: int = 0
+    lines: tuple[LineState, ...] = ()
+    sku_id: int = 0
+    event: EventId | None = None
+    replayed: bool = False
+
+
+# --- transfer ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TransferRequest:
+    """Move units of a SKU from one store to another; the request id's scope is (mall, transfer)."""
+
+    mall_id: int
+    request_id: str
+    from_store_id: int
+    to_store_id: int
+    sku_id: int
+    amount: int
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TransferAnswer:
+    """Answer of a transfer: the figures at the store that the units left."""
+
+    verdict: TransferVerdict
     figures: StockFigures | None = None
     sku_id: int = 0
     store_id: int = 0

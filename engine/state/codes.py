@@ -258,9 +258,7 @@ def redeem(connection: Connection, items: Sequence[RedeemItem]) -> list[RedeemFa
         lines = b"".join(layouts.WANTED.pack(line.sku_id, line.count) for line in item.lines)
         return head + lines + actor
 
-    replies = batch.run(
-        connection, scripts.REDEEM, items, lambda item: partition_of(item.uid), pack
-    )
+    replies = batch.run(connection, scripts.REDEEM, items, lambda item: partition_of(item.uid), pack)
     return [_redeem_facts(item.uid, reply) for item, reply in zip(items, replies, strict=True)]
 
 

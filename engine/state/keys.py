@@ -68,7 +68,21 @@ def partition_of_store(store_id: int, partitions: int) -> int:
 class PartitionKeys:
     """Key names of one partition, prefixes made once."""
 
-    __slots__ = ("_c", "_k", "_q", "_r", "_s", "_x", "attempts", "events", "evidence", "meta", "reviews", "tag", "transit")
+    __slots__ = (
+        "_c",
+        "_k",
+        "_q",
+        "_r",
+        "_s",
+        "_x",
+        "attempts",
+        "events",
+        "evidence",
+        "meta",
+        "reviews",
+        "tag",
+        "transit",
+    )
 
     def __init__(self, tag: bytes) -> None:
         self.tag = tag
@@ -106,6 +120,10 @@ class PartitionKeys:
     def stock_answer(self, digest: bytes) -> bytes:
         """Key that remembers the answer of one stock change."""
         return self._k + digest
+
+    def arrival(self, digest: bytes) -> bytes:
+        """Key that remembers that a transfer arrived. Not the departure's: both may lie in one partition."""
+        return self._k + b"i" + digest
 
     def register(self, digest: bytes, day: int) -> bytes:
         """Bucket of the register of request ids, of one day since 1970."""

@@ -110,4 +110,20 @@ EXPIRE: Final = load("expire")
 REGISTER: Final = load("register")
 CREATE: Final = load("create", base=False)
 CONTROL: Final = load("control", base=False)
-ALL: Final = (OPEN, ISSUE, REDEEM, VOID, STOCK, CONFIRM, EXTEND, REVERSE, TRY, REVIEW, TRANSFER, EXPIRE, REGISTER, CREATE, CONTROL)
+ALL: Final = (
+    OPEN,
+    ISSUE,
+    REDEEM,
+    VOID,
+    STOCK,
+    CONFIRM,
+    EXTEND,
+    REVERSE,
+    TRY,
+    REVIEW,
+    TRANSFER,
+    EXPIRE,
+    REGISTER,
+    CREATE,
+    CONTROL,
+)

@@ -1,0 +1,130 @@
+"""Units that move between stores: out of one partition, into another, never lost or made on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.calls import StockFigures, TransferAnswer
+from engine.claims import EventId, TransferStep
+from engine.errors import PickgateError, RequestIdReused
+from engine.state import batch, layouts, scripts
+from engine.state.connection import Connection
+from engine.state.keys import PartitionKeys, partition_of_store
+from engine.verdict import TransferVerdict
+
+_REMEMBERED, _REUSED = b"R"[0], b"X"[0]
+
+
+@dataclass(frozen=True, slots=True)
+class TransferItem:
+    """One transfer of `amount` units from one store to another."""
+
+    request: bytes
+    body: bytes
+    mall_id: int
+    from_store_id: int
+    to_store_id: int
+    sku_id: int
+    amount: int
+    actor: str
+
+
+def transfer(connection: Connection, items: Sequence[TransferItem]) -> list[TransferAnswer | PickgateError]:
+    """Move units. An error after they left leaves them in transit, for `complete` (or a retry) to bring in."""
+    departures = _step(connection, TransferStep.OUT, items)
+    outcomes: list[TransferAnswer | PickgateError] = []
+    left: list[int] = []
+    for n, (item, reply) in enumerate(zip(items, departures, strict=True)):
+        if isinstance(reply, PickgateError):
+            outcomes.append(reply)
+        elif reply[0] == _REUSED:
+            outcomes.append(
+                RequestIdReused(
+                    "this request id was used before for another transfer: nothing was done; use a new id for a new one",
+                    field="request_id",
+                )
+            )
+        else:
+            answer = _answer(connection, item, reply)
+            outcomes.append(answer)
+            if answer.verdict.success:
+                left.append(n)
+    arrivals = _arrive(connection, [items[n] for n in left])
+    for n, error in zip(left, arrivals, strict=True):
+        if error is not None:
+            outcomes[n] = error
+    return outcomes
+
+
+def complete(connection: Connection) -> int:
+    """Bring in all units that are in transit; how many transfers arrived. Raises the first error met."""
+    waiting: list[TransferItem] = []
+    for names in connection.partitions:
+        [pairs] = connection.read([("HGETALL", names.transit)])
+        found = pairs.items() if isinstance(pairs, dict) else zip(pairs[::2], pairs[1::2], strict=True)
+        for request, data in found:
+            body, mall, store, other, sku, amount, _ = layouts.TRANSIT.unpack(data)
+            actor = data[layouts.TRANSIT.size :].decode()
+            waiting.append(TransferItem(request, body, mall, store, other, sku, amount, actor))
+    for error in _arrive(connection, waiting):
+        if error is not None:
+            raise error
+    return len(waiting)
+
+
+def _arrive(connection: Connection, items: Sequence[TransferItem]) -> list[PickgateError | None]:
+    """Bring units in, then strike them out of the transit. Per item None, or the error (they stay in transit)."""
+    arrivals = _step(connection, TransferStep.IN, items)
+    arrived = [
+        item for item, reply in zip(items, arrivals, strict=True) if not isinstance(reply, PickgateError)
+    ]
+    # What fails here is done again by `complete`: the arrival is remembered, so the units come in once.
+    _step(connection, TransferStep.DONE, arrived)
+    return [reply if isinstance(reply, PickgateError) else None for reply in arrivals]
+
+
+def _step(
+    connection: Connection, step: TransferStep, items: Sequence[TransferItem]
+) -> list[bytes | PickgateError]:
+    partitions = len(connection.partitions)
+
+    def pack(item: TransferItem, names: PartitionKeys, keys: batch.Keys) -> bytes:
+        actor = item.actor.encode()
+        arriving = step is TransferStep.IN
+        store, other = item.from_store_id, item.to_store_id
+        if arriving:
+            store, other = other, store
+        head = layouts.TRANSFER_ITEM.pack(
+            step,
+            keys.index(names.stock(item.mall_id, store)),
+            keys.index(names.arrival(item.request) if arriving else names.stock_answer(item.request)),
+            keys.index(names.transit),
+            item.request,
+            item.body,
+            item.mall_id,
+            store,
+            other,
+            item.sku_id,
+            item.amount,
+            len(actor),
+        )
+        return head + actor
+
+    def partition_of(item: TransferItem) -> int:
+        store = item.to_store_id if step is TransferStep.IN else item.from_store_id
+        return partition_of_store(store, partitions)
+
+    return batch.run(connection, scripts.TRANSFER, items, partition_of, pack)
+
+
+def _answer(connection: Connection, item: TransferItem, reply: bytes) -> TransferAnswer:
+    verdict, sku, on_hand, reserved, baseline, tier, epoch, seq = layouts.STOCK_ANSWER.unpack(reply, 1)
+    partition = partition_of_store(item.from_store_id, len(connection.partitions))
+    return TransferAnswer(
+        verdict=TransferVerdict.numbered(verdict),
+        figures=StockFigures(sku, on_hand, reserved, baseline, tier),
+        sku_id=sku,
+        event=EventId(partition, epoch, seq) if epoch else None,
+        replayed=reply[0] == _REMEMBERED,
+    )
