@@ -386,6 +386,8 @@ def test_address_of_a_store_that_somebody_runs(tmp_path: Path, name: str) -> Non
         owner.wait()
         until(lambda: not is_alive(store_pid), "the store has ended")
         assert running_url(tmp_path / name) == ""
+    # What the killed one left in the temporary folder goes with the next start.
+    EmbeddedServer(tmp_path / name).start().stop()
 
 
 @pytest.mark.fault
