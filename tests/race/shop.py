@@ -35,30 +35,28 @@ SKUS: Final = 250
 R = TypeVar("R")
 A = TypeVar("A")
 
-unlock: Final = PassphraseUnlock(b"correct horse battery staple")
+PASSPHRASE: Final = b"correct horse battery staple"
+unlock: Final = PassphraseUnlock(PASSPHRASE)
 
 
 def create(url: str) -> None:
     """Make the deployment in an empty store."""
     Deployment.create(url, unlock=unlock, partitions=PARTITIONS)
     with Deployment.open(url, unlock=unlock) as deployment:
-        control = deployment.control
-        control.put_malls([Mall(MALL, "Mall")], request_id="put-malls", actor="test")
-        stores = [
-            Store(
-                store_id,
-                f"Store {store_id}",
-                (MALL,),
-                31.2304,
-                121.4737,
-                Datum.WGS84,
-                terminal_location="off",
-            )
-            for store_id in (STORE, OTHER_STORE)
-        ]
-        control.put_stores(stores, request_id="put-stores", actor="test")
-        entries = [CatalogueEntry(MALL, sku, f"SKU {sku}") for sku in range(FIRST_SKU, FIRST_SKU + SKUS)]
-        control.put_catalogue(entries, request_id="put-catalogue", actor="test")
+        furnish(deployment)
+
+
+def furnish(deployment: Deployment) -> None:
+    """Put the mall, its stores and its catalogue."""
+    control = deployment.control
+    control.put_malls([Mall(MALL, "Mall")], request_id="put-malls", actor="test")
+    stores = [
+        Store(store_id, f"Store {store_id}", (MALL,), 31.2304, 121.4737, Datum.WGS84, terminal_location="off")
+        for store_id in (STORE, OTHER_STORE)
+    ]
+    control.put_stores(stores, request_id="put-stores", actor="test")
+    entries = [CatalogueEntry(MALL, sku, f"SKU {sku}") for sku in range(FIRST_SKU, FIRST_SKU + SKUS)]
+    control.put_catalogue(entries, request_id="put-catalogue", actor="test")
 
 
 class Shop:
