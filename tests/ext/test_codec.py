@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy
 import pytest
 
 import ext.reference
@@ -19,11 +20,19 @@ ROOT = Path(ext.reference.__file__).parent.parent
 
 
 def run(code: str, pure: str | None, where: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter that finds our packages in one folder only."""
     environment = {name: value for name, value in os.environ.items() if name != "PICKGATE_PURE"}
     if pure is not None:
         environment["PICKGATE_PURE"] = pure
+    # -S, and the libraries by hand: an editable installation would find a kernel that `where` lacks in the source tree.
+    environment["PYTHONPATH"] = str(Path(numpy.__file__).parent.parent)
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=where, env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-S", "-c", code],
+        cwd=where,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
 
 
