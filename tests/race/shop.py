@@ -60,16 +60,20 @@ def furnish(deployment: Deployment) -> None:
 
 
 class Shop:
-    """An open deployment, with short ways to what a test needs before the race begins."""
+    """An open deployment, with short ways to what a test needs before the race begins.
 
-    def __init__(self, deployment: Deployment) -> None:
+    `name` keeps the request ids of several shops on one deployment apart.
+    """
+
+    def __init__(self, deployment: Deployment, *, name: str = "shop") -> None:
         self.deployment = deployment
+        self._name = name
         self._skus = itertools.cycle(range(FIRST_SKU, FIRST_SKU + SKUS))
         self._ids = itertools.count()
 
     def request_id(self) -> str:
         """A request id that this shop has not used."""
-        return f"shop-{next(self._ids):08}"
+        return f"{self._name}-{next(self._ids):08}"
 
     def sku(self, units: int, *, store_id: int = STORE) -> int:
         """A SKU that no test of this shop has used just now, with units on hand that nobody has claimed."""
