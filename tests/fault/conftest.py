@@ -36,8 +36,7 @@ def shop(store: EmbeddedServer) -> Iterator[Shop]:
 def serving(tmp_path: Path) -> Iterator[Serving]:
     """`pickgate serve` on a data folder of this test, with the deployment in it."""
     with Serving(tmp_path) as started:
-        with started.open_beside() as deployment:
-            shops.furnish(deployment)
+        started.furnish()
         yield started
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Final, Self
 
 from engine.deployment import Deployment
+from pickgate.v1 import store_service_pb2 as store_pb
+from server.client import Client
 from tests.race import shop
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -87,6 +89,13 @@ class Serving:
     def open_beside(self) -> Deployment:
         """Open the same deployment from this process, to look into its books."""
         return Deployment.open(self.store_url, unlock=shop.unlock)
+
+    def furnish(self) -> None:
+        """Put the mall, its stores and its catalogue; returns when the server has seen them."""
+        with self.open_beside() as deployment, Client(self.address) as client:
+            shop.furnish(deployment)
+            asked = store_pb.ListCatalogueRequest(mall_id=shop.MALL, page_size=1)
+            until(lambda: bool(client.call(client.stores.ListCatalogue, asked).entries), "the server's copy")
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Signal the server, and only it; returns its exit status."""
