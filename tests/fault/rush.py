@@ -87,10 +87,16 @@ class WireCounter:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def redeem(self, terminal_id: int, request_id: str, text: str) -> Answer | None:
+    @staticmethod
+    def redeem_message(terminal_id: int, request_id: str, text: str) -> redemption_pb.RedeemRequest:
+        """The request of one terminal."""
         place = types_pb2.Terminal(mall_id=MALL, store_id=STORE, terminal_id=terminal_id)
-        message = redemption_pb.RedeemRequest(terminal=place, request_id=request_id, code=text)
-        answer = self._call(self._client.redemption.Redeem, message)
+        return redemption_pb.RedeemRequest(terminal=place, request_id=request_id, code=text)
+
+    def redeem(self, terminal_id: int, request_id: str, text: str) -> Answer | None:
+        answer = self._call(
+            self._client.redemption.Redeem, self.redeem_message(terminal_id, request_id, text)
+        )
         return answer and self._answer(answer, RedeemVerdict.numbered(answer.verdict))
 
     def void(self, request_id: str, uid: bytes) -> Answer | None:
