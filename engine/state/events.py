@@ -74,8 +74,8 @@ def parse(partition: int, entry_id: bytes, data: bytes) -> Event:
     elif kind in (EventType.TRIED, EventType.LOCKED):
         facts["tries"], facts["bucket"] = data[at : at + 2]
     elif kind is EventType.VOIDED:
-        count, reason_len = data[at : at + 2]
-        facts["lines"], at = unpack_lines(data, at + 2, count)
+        count, reason_len = struct.unpack_from(">BH", data, at)
+        facts["lines"], at = unpack_lines(data, at + 3, count)
         facts["reason"] = data[at : at + reason_len].decode()
     elif kind is EventType.EXPIRED:
         facts["lines"], at = unpack_lines(data, at + 1, data[at])
@@ -85,7 +85,7 @@ def parse(partition: int, entry_id: bytes, data: bytes) -> Event:
         facts.update(change=change, sku_id=sku_id, amount=-amount if negative else amount)
         facts.update(zip(layouts.STOCK.names, layouts.STOCK.unpack(data, at), strict=True))
         at += layouts.STOCK.size
-        facts["reason"] = data[at + 1 : at + 1 + data[at]].decode()
+        facts["reason"] = data[at + 2 :].decode()
     else:
         facts["run_id"] = data[at:].decode("ascii")
     return Event(

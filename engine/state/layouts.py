@@ -54,7 +54,7 @@ STOCK: Final = Layout("on_hand:I4 reserved:I4 baseline:I4 tier:B")
 """Stock figures of one SKU."""
 
 EVENT: Final = Layout(
-    "layout:B type:B at:I6 mall:I4 store:I4 uid:c8 terminal:I4 request:c12 body:c8 actor_len:B"
+    "layout:B type:B at:I6 mall:I4 store:I4 uid:c8 terminal:I4 request:c12 body:c8 actor_len:I2"
 )
 """Head of every event; behind it the actor, then what the type says (events.py)."""
 
@@ -63,7 +63,7 @@ ATTEMPT: Final = Layout("at:I6 uid:c8 mall:I4 store:I4 terminal:I4 verdict:B buc
 
 REDEEM_ITEM: Final = Layout(
     "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 "
-    "version:B stale:B pin_1:B pin_2:B place:B closed:B bucket:B dry:B n_lines:B actor_len:B"
+    "version:B stale:B pin_1:B pin_2:B place:B closed:B bucket:B dry:B n_lines:B actor_len:I2"
 )
 """One try to redeem: keys as indexes into KEYS; behind it n_lines × (sku:I4 count:I2) and the actor."""
 
@@ -77,8 +77,8 @@ REDEEM_ANSWER: Final = Layout(
 """Answer of one try; behind it n_lines × LINE and the order id. This is also what is remembered."""
 
 ISSUE_ITEM: Final = Layout(
-    "request:c12 body:c8 mall:I4 store:I4 channel:B flavour:B policy:I4 exp:I4 amount:I4 pin_generation:B stock_key:I2 "
-    "due_key:I2 n_candidates:B n_lines:B order_len:B split_len:I2 actor_len:B"
+    "request:c12 body:c8 mall:I4 store:I4 channel:B flavour:B policy:I4 exp:I4 amount:I4 pin_generation:B "
+    "finding:B finding_sku:I4 stock_key:I2 due_key:I2 n_candidates:B n_lines:B order_len:B split_len:I2 actor_len:I2"
 )
 """One issue; behind it n_candidates × CANDIDATE, n_lines × WANTED, order id, split, actor."""
 
@@ -89,7 +89,7 @@ ISSUE_ANSWER: Final = Layout("verdict:B uid:c8 issued:I6 exp:I4 pin_generation:B
 """Answer of one issue."""
 
 VOID_ITEM: Final = Layout(
-    "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 actor_len:B reason_len:B"
+    "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 actor_len:I2 reason_len:I2"
 )
 """One void; behind it the actor and the reason. `stock_key` and `store` are those of the code's record as read before."""
 
@@ -97,8 +97,8 @@ VOID_ANSWER: Final = Layout("verdict:B at:I6 epoch:I4 seq:I6 terminal:I4 n_lines
 """Answer of one void; behind it n_lines × LINE with what was released in `left`."""
 
 STOCK_ITEM: Final = Layout(
-    "stock_key:I2 answer_key:I2 request:c12 body:c8 mall:I4 store:I4 sku:I4 change:B negative:B amount:I4 actor_len:B "
-    "reason_len:B"
+    "stock_key:I2 answer_key:I2 request:c12 body:c8 mall:I4 store:I4 sku:I4 change:B negative:B amount:I4 finding:B "
+    "actor_len:I2 reason_len:I2"
 )
 """One stock change; behind it the actor and the reason. The amount's sign travels in `negative`."""
 
