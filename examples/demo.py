@@ -794,7 +794,7 @@ def main(arguments: Sequence[str]) -> int:
     out = parser.parse_args(arguments).out.absolute()
     terminal = sys.stdout.isatty()
     console = Console(highlight=False, width=None if terminal else WIDTH)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)
     try:
         return run(out, console)
