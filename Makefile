@@ -130,7 +130,7 @@ sanitize: setup ## Kernel tests under AddressSanitizer and UndefinedBehaviorSani
 	@status=0; $(MAKE) PICKGATE_BUILD=sanitize build && \
 		LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc \
-		$(PY) -m pytest tests/ext -p no:cacheprovider $(ARGS) || status=$$?; \
+		$(PY) -m pytest tests/ext -p no:cacheprovider --capture=sys $(ARGS) || status=$$?; \
 		$(MAKE) PICKGATE_BUILD=release build; exit $$status
 
 coverage: setup ## Tests with line coverage, kernels included; the report is htmlcov/index.html

@@ -2,6 +2,9 @@
 
 Every verb takes a batch of requests and answers with one outcome per item, in order: an answer, or the error of that item
 alone (`engine.errors.PickgateError`, not raised). A single call is a batch of one.
+
+A request checks the ranges and lengths of its fields when it is made, and raises InvalidInput; whether what it names exists
+is the verb's to say.
 """
 
 from __future__ import annotations
@@ -9,7 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from engine import fields, limits
 from engine.claims import (
+    UID_BYTES,
     Channel,
     Decision,
     EventId,
@@ -22,6 +27,7 @@ from engine.claims import (
     Terminal,
     Version,
 )
+from engine.errors import InvalidInput
 from engine.verdict import (
     ConfirmVerdict,
     ExtendVerdict,
@@ -61,6 +67,17 @@ class IssueRequest:
     splits: tuple[Split, ...] = ()
     actor: str = ""
 
+    def __post_init__(self) -> None:
+        fields.identifier(self.mall_id, "mall_id")
+        fields.identifier(self.store_id, "store_id")
+        fields.request_id(self.request_id)
+        fields.text(self.order_id, "order_id", limits.ORDER_ID_CHARS_MAX)
+        fields.lines(self.lines, lines_min=1)
+        if self.ttl_s:
+            fields.whole(self.ttl_s, "ttl_s", limits.TTL_S_MIN, limits.TTL_S_MAX)
+        fields.whole(self.amount_fen, "amount_fen", 0, limits.AMOUNT_FEN_MAX)
+        fields.text(self.actor, "actor", limits.ACTOR_CHARS_MAX)
+
 
 @dataclass(frozen=True, slots=True)
 class RenderRequest:
@@ -69,6 +86,10 @@ class RenderRequest:
     mall_id: int
     uid: bytes
     count: int = 1
+
+    def __post_init__(self) -> None:
+        fields.identifier(self.mall_id, "mall_id")
+        fields.exactly(self.uid, "uid", UID_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +103,15 @@ class RedeemRequest:
     position: Position | None = None
     lines: tuple[Line, ...] = ()
     actor: str = ""
+
+    def __post_init__(self) -> None:
+        fields.request_id(self.request_id)
+        if self.pin and not (len(self.pin) == 6 and self.pin.isascii() and self.pin.isdigit()):
+            # Told apart from a wrong one, so that a slip of the finger costs the customer no try. Never repeated.
+            raise InvalidInput("pin is misshapen; expected six digits, or nothing", field="pin")
+        if self.lines:
+            fields.lines(self.lines, lines_min=0)
+        fields.text(self.actor, "actor", limits.ACTOR_CHARS_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +132,13 @@ class VoidRequest:
     uid: bytes
     reason: str = ""
     actor: str = ""
+
+    def __post_init__(self) -> None:
+        fields.identifier(self.mall_id, "mall_id")
+        fields.request_id(self.request_id)
+        fields.exactly(self.uid, "uid", UID_BYTES)
+        fields.text(self.reason, "reason", limits.REASON_CHARS_MAX)
+        fields.text(self.actor, "actor", limits.ACTOR_CHARS_MAX)
 
 
 # --- answers ------------------------------------------------------------------------------------------------------
@@ -283,6 +320,16 @@ class StockRequest:
     amount: int
     reason: str = ""
     actor: str = ""
+
+    def __post_init__(self) -> None:
+        fields.identifier(self.mall_id, "mall_id")
+        fields.request_id(self.request_id)
+        fields.identifier(self.store_id, "store_id")
+        fields.identifier(self.sku_id, "sku_id")
+        lowest = {StockChange.RECEIVE: 1, StockChange.ADJUST_BY: -limits.STOCK_MAX}.get(self.change, 0)
+        fields.whole(self.amount, "amount", lowest, limits.STOCK_MAX)
+        fields.text(self.reason, "reason", limits.REASON_CHARS_MAX)
+        fields.text(self.actor, "actor", limits.ACTOR_CHARS_MAX)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,15 @@ Source of the layouts: docs/format.md.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+from engine import fields, limits
+from engine.errors import InvalidInput
 from ext.claims import Suite, Version
+from ext.datum import Datum
 
 __all__ = [
     "UID_BYTES",
@@ -33,6 +37,7 @@ __all__ = [
 UID_BYTES: Final = 8
 _LOW_54: Final = (1 << 54) - 1
 _STATIC_ZERO_BITS: Final = ((1 << 21) - 1) << 33
+_DATUMS: Final = frozenset(Datum)
 
 
 class Channel(IntEnum):
@@ -88,10 +93,14 @@ class State(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One SKU and its count (1 .. 65,535)."""
+    """One SKU and its count (1 .. 65,535). Raises InvalidInput outside these."""
 
     sku_id: int
     count: int
+
+    def __post_init__(self) -> None:
+        fields.identifier(self.sku_id, "sku_id")
+        fields.whole(self.count, "count", 1, limits.COUNT_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,21 +127,46 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a caller says it is: degrees, metres of accuracy (0 = not stated), and the datum (ext.datum.Datum)."""
+    """Where a caller says it is: degrees, metres of accuracy (0 = not stated), and the datum (ext.datum.Datum).
+
+    Raises InvalidInput for what is no place on Earth, or no datum.
+    """
 
     latitude_deg: float
     longitude_deg: float
     accuracy_m: float
     datum: int
 
+    def __post_init__(self) -> None:
+        # Written so that a NaN, which compares false with everything, is refused.
+        if not (abs(self.latitude_deg) <= 90.0 and abs(self.longitude_deg) <= 180.0):
+            raise InvalidInput(
+                "position is no place on Earth; expected a latitude of -90 to 90 and a longitude of -180 to 180 degrees",
+                field="position",
+            )
+        if not 0.0 <= self.accuracy_m < math.inf:
+            raise InvalidInput(
+                f"accuracy_m is {self.accuracy_m}; expected metres, 0 or more (0 = not stated)",
+                field="accuracy_m",
+            )
+        if self.datum not in _DATUMS:
+            raise InvalidInput(
+                f"datum is {self.datum}; expected 1 (WGS-84), 2 (GCJ-02) or 3 (BD-09)", field="datum"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
-    """The caller of a redemption: a terminal of one store of one mall."""
+    """The caller of a redemption: a terminal of one store of one mall. Raises InvalidInput for an id out of range."""
 
     mall_id: int
     store_id: int
     terminal_id: int
+
+    def __post_init__(self) -> None:
+        fields.identifier(self.mall_id, "mall_id")
+        fields.identifier(self.store_id, "store_id")
+        fields.identifier(self.terminal_id, "terminal_id")
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -1,4 +1,4 @@
-"""This process' copy of the control partition: malls, stores, catalogue and keys, no older than five seconds.
+"""This process' copy of the control partition: malls, stores, catalogue, policies, providers and keys, no older than five seconds.
 
 A thread looks at the version each second and reads again only the kinds that changed. A verb that decides takes the whole copy
 as one immutable value (`Control.copy`), which refuses when it is too old: a process that lost sight of the store must not hand
@@ -18,6 +18,8 @@ from typing import Any, Final
 from engine import keyring as keyrings
 from engine import limits
 from engine.errors import (
+    Conflict,
+    InvalidInput,
     KeyringLocked,
     PickgateError,
     SetupError,
@@ -27,20 +29,30 @@ from engine.errors import (
 )
 from engine.idempotency import body_digest, request_digest
 from engine.keyring import Keyring, Keys
+from engine.nearest import StoreTable
+from engine.policies import Policies, Policy
+from engine.proof import Provider
 from engine.state import control as state
 from engine.state.connection import Connection
-from engine.stores import CatalogueEntry, Mall, Store
+from engine.stores import CatalogueEntry, Mall, Store, check_bundles, check_factories
 from engine.wrapping import Unlock
 
 _log = logging.getLogger(__name__)
 
 Random = Callable[[int], bytes]
 _BLOB: Final = "blob"
-_Entries = Mall | Store | CatalogueEntry
+_PUT_ROUNDS: Final = 16
+"""How often a put that checks is repeated when somebody else put the same kind meanwhile. Puts are rare and done by people."""
+_NEVER: Final = -1
+"""A version that no kind ever has: a put that expects it can only be remembered, or refused."""
+
+_Entries = Mall | Store | CatalogueEntry | Policy | Provider
 _ENTRY_TYPES: Final[Mapping[str, type[_Entries]]] = {
     "malls": Mall,
     "stores": Store,
     "catalogue": CatalogueEntry,
+    "policies": Policy,
+    "providers": Provider,
 }
 
 
@@ -52,6 +64,10 @@ class Copy:
     malls: Mapping[int, Mall]
     stores: Mapping[int, Store]
     catalogue: Mapping[tuple[int, int], CatalogueEntry]
+    policies: Policies
+    providers: Mapping[str, Provider]
+    table: StoreTable
+    """The stores, ready for engine.nearest."""
     keyring: Keyring | None
     keys: Keys | None
     locked: KeyringLocked | None

@@ -22,7 +22,7 @@ from engine.calls import (
     VoidAnswer,
     VoidRequest,
 )
-from engine.claims import State, Version
+from engine.claims import State, Version, partition_of
 from engine.control import Copy
 from engine.deployment import Deployment
 from engine.errors import InvalidInput, PickgateError, TooManyItems, UnknownMall
@@ -36,6 +36,9 @@ from ext.codec import CLAIMS, seal_text_batch
 
 SEVERAL_LINES: Final = 0
 """In place of the item: the code has several lines, see the record (docs/format.md)."""
+
+NO_STORE: Final = 0
+"""In place of a store's id: there is none."""
 
 
 # --- issue ----------------------------------------------------------------------------------------------------------
@@ -52,46 +55,44 @@ def issue(deployment: Deployment, batch: Sequence[IssueRequest]) -> list[IssueAn
     copy = deployment.control.copy()
     keys = copy.usable_keys()
     now_s = deployment.now_ms() // 1000
-    outcomes: list[IssueAnswer | PickgateError | None] = [_refuse_issue(copy, request) for request in batch]
+    outcomes: list[IssueAnswer | PickgateError | None] = [None] * len(batch)
     wanted: list[int] = []
     items: list[codes.IssueItem] = []
     for n, request in enumerate(batch):
-        if outcomes[n] is None:
-            try:
-                items.append(_issue_item(deployment, copy, keys, request, now_s))
-                wanted.append(n)
-            except PickgateError as error:
-                outcomes[n] = error
+        try:
+            items.append(_issue_item(deployment, copy, keys, request, now_s))
+            wanted.append(n)
+        except PickgateError as error:
+            outcomes[n] = error
     answers = registered(deployment.connection, items, codes.issue)
     for n, request, answer in zip(wanted, (batch[n] for n in wanted), answers, strict=True):
         outcomes[n] = _with_secrets(keys, request, answer)
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _refuse_issue(copy: Copy, request: IssueRequest) -> IssueAnswer | PickgateError | None:
-    """What the set-up says against an issue, before anything is asked of the store."""
-    if request.mall_id not in copy.malls:
-        return UnknownMall(f"mall {request.mall_id} is not registered: put it first", field="mall_id")
+def _finding(copy: Copy, request: IssueRequest) -> tuple[IssueVerdict | None, int]:
+    """What the set-up says against an issue, and the SKU it says it of (0: none).
+
+    It travels into the script and applies only if no code was made before: a retry finds its code even when the store has
+    closed meanwhile.
+    """
     store = copy.stores.get(request.store_id)
     if store is None or request.mall_id not in store.mall_ids:
-        return IssueAnswer(IssueVerdict.UNKNOWN_STORE, store_id=request.store_id)
+        return IssueVerdict.UNKNOWN_STORE, 0
     if store.closed:
-        return IssueAnswer(IssueVerdict.STORE_CLOSED, store_id=request.store_id)
+        return IssueVerdict.STORE_CLOSED, 0
     for line in request.lines:
         if (request.mall_id, line.sku_id) not in copy.catalogue:
-            return IssueAnswer(IssueVerdict.UNKNOWN_SKU, sku_id=line.sku_id, store_id=request.store_id)
-    return None
+            return IssueVerdict.UNKNOWN_SKU, line.sku_id
+    return None, 0
 
 
 def _issue_item(
     deployment: Deployment, copy: Copy, keys: Keys, request: IssueRequest, now_s: int
 ) -> codes.IssueItem:
-    if request.ttl_s and not limits.TTL_S_MIN <= request.ttl_s <= limits.TTL_S_MAX:
-        raise InvalidInput(
-            f"ttl_s is {request.ttl_s}; expected {limits.TTL_S_MIN} to {limits.TTL_S_MAX} seconds, or 0 for"
-            f" {limits.TTL_S_DEFAULT}",
-            field="ttl_s",
-        )
+    if request.mall_id not in copy.malls:
+        raise UnknownMall(f"mall {request.mall_id} is not registered: put it first", field="mall_id")
+    finding, finding_sku = _finding(copy, request)
     # Without an active key the code could never be shown: refuse before stock is reserved for it.
     keys.active_kid(request.version, request.suite)
     static = request.version is Version.STATIC
@@ -133,6 +134,8 @@ def _issue_item(
         order_id=request.order_id,
         splits=request.splits,
         actor=request.actor,
+        finding=finding,
+        finding_sku=finding_sku,
     )
 
 
@@ -221,7 +224,7 @@ def _render(
     payloads = []
     for stamp, text in zip(stamps, seal(keys, record, stamps), strict=True):
         if stamp == 0:
-            payloads.append(Payload(text, record.issued_at_ms, record.expires_at_s * 1000))
+            payloads.append(Payload(text, record.issued_at_ms, record.expires_at_s * 1000 - 1))
             continue
         valid_from_ms = (stamp - limits.STAMP_SKEW_S) * 1000
         if valid_from_ms >= record.expires_at_s * 1000:
@@ -278,7 +281,7 @@ def void(deployment: Deployment, batch: Sequence[VoidRequest]) -> list[VoidAnswe
     wanted: list[int] = []
     items: list[codes.VoidItem] = []
     for n, (request, record) in enumerate(zip(batch, records, strict=True)):
-        if record is None or record.mall_id != request.mall_id:
+        if partition_of(request.uid) >= deployment.constants.partitions:
             outcomes[n] = VoidAnswer(VoidVerdict.UNKNOWN_CODE, uid=request.uid)
             continue
         wanted.append(n)
@@ -288,7 +291,8 @@ def void(deployment: Deployment, batch: Sequence[VoidRequest]) -> list[VoidAnswe
                 request=request_digest(f"mall:{request.mall_id}", "void", request.request_id),
                 body=body_digest(request.uid),
                 mall_id=request.mall_id,
-                store_id=record.store_id,
+                # No store has the number 0, so the script finds no code of this mall; but a reused request id first.
+                store_id=record.store_id if record and record.mall_id == request.mall_id else NO_STORE,
                 actor=request.actor,
                 reason=request.reason,
             )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from engine.calls import IssueAnswer, StockAnswer, VoidAnswer
-from engine.errors import PickgateError
+from engine.errors import PickgateError, RequestIdReused
 from engine.state import register
 from engine.state.connection import Connection
 
@@ -29,7 +29,9 @@ def registered(
 ) -> list[_Answer | PickgateError]:
     """Decide items whose request ids are new, or come back with the same body; the others get RequestIdReused.
 
-    A refusal changes nothing and is not remembered, so its id is struck out again and may come back with another body.
+    A refusal changes nothing and is not remembered, so its id is struck out again and may come back with another body. So is
+    one that the verb itself knew with another body: the register forgets after a few days, a record may live for months, and
+    an entry left behind would then stand against the first body's own retry.
     """
     if not items:
         return []
@@ -38,12 +40,21 @@ def registered(
     going = [n for n, error in enumerate(errors) if error is None]
     answers = iter(decide(connection, [items[n] for n in going]))
     outcomes = [next(answers) if error is None else error for error in errors]
+    # One id may stand twice in a batch: refused first, and done after what stood between.
+    done = {entries[n].request for n in going if _is_done(outcomes[n])}
     register.strike_out(
         connection,
-        [
-            entry
-            for entry, outcome in zip(entries, outcomes, strict=True)
-            if not isinstance(outcome, PickgateError) and not outcome.verdict.success
-        ],
+        [entries[n] for n in going if entries[n].request not in done and _is_settled_no(outcomes[n])],
     )
     return outcomes
+
+
+def _is_done(outcome: IssueAnswer | VoidAnswer | StockAnswer | PickgateError) -> bool:
+    return not isinstance(outcome, PickgateError) and outcome.verdict.success
+
+
+def _is_settled_no(outcome: IssueAnswer | VoidAnswer | StockAnswer | PickgateError) -> bool:
+    """True when nothing was changed, and certainly not: an error of the store leaves that open."""
+    if isinstance(outcome, PickgateError):
+        return isinstance(outcome, RequestIdReused)
+    return not outcome.verdict.success

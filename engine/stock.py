@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from engine import limits
 from engine.calls import StockAnswer, StockFigures, StockRequest
+from engine.control import Copy
 from engine.deployment import Deployment
 from engine.errors import PickgateError, TooManyItems, UnknownMall
 from engine.idempotency import body_digest, request_digest
@@ -28,37 +29,39 @@ def change(deployment: Deployment, batch: Sequence[StockRequest]) -> list[StockA
     wanted: list[int] = []
     items: list[state.StockItem] = []
     for n, request in enumerate(batch):
-        store = copy.stores.get(request.store_id)
         if request.mall_id not in copy.malls:
             outcomes[n] = UnknownMall(
                 f"mall {request.mall_id} is not registered: put it first", field="mall_id"
             )
-        elif store is None or request.mall_id not in store.mall_ids:
-            outcomes[n] = StockAnswer(
-                StockVerdict.UNKNOWN_STORE, sku_id=request.sku_id, store_id=request.store_id
+            continue
+        wanted.append(n)
+        items.append(
+            state.StockItem(
+                request=request_digest(f"mall:{request.mall_id}", "stock", request.request_id),
+                body=body_digest(request.store_id, request.sku_id, request.change, request.amount),
+                mall_id=request.mall_id,
+                store_id=request.store_id,
+                sku_id=request.sku_id,
+                change=request.change,
+                amount=request.amount,
+                actor=request.actor,
+                reason=request.reason,
+                finding=_finding(copy, request),
             )
-        elif (request.mall_id, request.sku_id) not in copy.catalogue:
-            outcomes[n] = StockAnswer(
-                StockVerdict.UNKNOWN_SKU, sku_id=request.sku_id, store_id=request.store_id
-            )
-        else:
-            wanted.append(n)
-            items.append(
-                state.StockItem(
-                    request=request_digest(f"mall:{request.mall_id}", "stock", request.request_id),
-                    body=body_digest(request.store_id, request.sku_id, request.change, request.amount),
-                    mall_id=request.mall_id,
-                    store_id=request.store_id,
-                    sku_id=request.sku_id,
-                    change=request.change,
-                    amount=request.amount,
-                    actor=request.actor,
-                    reason=request.reason,
-                )
-            )
+        )
     for n, answer in zip(wanted, registered(deployment.connection, items, state.change), strict=True):
         outcomes[n] = answer
     return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _finding(copy: Copy, request: StockRequest) -> StockVerdict | None:
+    """What the set-up says against a change. The script applies it behind a remembered answer: a retry gets the first one."""
+    store = copy.stores.get(request.store_id)
+    if store is None or request.mall_id not in store.mall_ids:
+        return StockVerdict.UNKNOWN_STORE
+    if (request.mall_id, request.sku_id) not in copy.catalogue:
+        return StockVerdict.UNKNOWN_SKU
+    return None
 
 
 def read(

@@ -9,7 +9,7 @@ Each kernel exists twice: compiled (``ext/*.pyx`` on libcrypto) and as an indepe
 
 ``PURE`` is the one place where it is decided which of the two serves: the environment variable ``PICKGATE_PURE`` set
 to ``1`` selects the twin. Nothing falls back silently: without that variable a kernel that has not been built is an
-``ImportError``. Callers import the chosen functions from :mod:`ext.codec`.
+``ImportError``. Callers import the chosen functions from :mod:`ext.codec` and :mod:`ext.place`.
 """
 
 import os

@@ -292,10 +292,14 @@ def public_of(suite: int, private: bytes) -> bytes:
 
 def sign(suite: int, private: bytes, message: bytes) -> bytes:
     """A signature of 64 bytes. Deterministic here for SM2 as well (see :mod:`ext.sm2_reference`)."""
+    return _sign(suite, private, message, None)
+
+
+def _sign(suite: int, private: bytes, message: bytes, public: bytes | None) -> bytes:
     _checked_private(_checked_suite(suite), private)
     _expect_bytes(message)
     if suite == Suite.SM:
-        return sm2_reference.sign(private, message)
+        return sm2_reference.sign(private, message, public)
     return Ed25519PrivateKey.from_private_bytes(private).sign(message)
 
 
@@ -408,6 +412,7 @@ class KeyTable:
             del self._keys[_checked_kid(kid)]
 
     def _sealing(self, kid: int) -> _Key:
+        # The caller holds the lock, here and below.
         key = self._keys[_checked_kid(kid)]
         if key.version == Version.VALUABLE and key.private_key is None:
             raise ValueError(f"kid {kid} has no private key: it opens, and can't seal")
@@ -442,7 +447,7 @@ def _seal(key: _Key, kid: int, row: Any) -> bytes:
     body += key.tag(body)
     if key.version == Version.VALUABLE:
         assert key.private_key is not None  # KeyTable._sealing
-        body += sign(key.suite, key.private_key, LABEL_SIG + body)
+        body += _sign(key.suite, key.private_key, LABEL_SIG + body, key.public_key)
     return body
 
 
@@ -462,17 +467,17 @@ def _sealed(keys: KeyTable, kid: int, claims: npt.NDArray[np.void]) -> list[byte
     rows: object = claims
     if not isinstance(rows, np.ndarray) or rows.dtype != CLAIMS or rows.ndim != 1:
         raise ValueError("claims must be a one-dimensional array of ext.claims.CLAIMS")
-    key = keys._sealing(kid)
-    for i, row in enumerate(claims):
-        if not _uid_fits(row["uid"].tobytes(), key.version):
-            raise ValueError(
-                f"claims[{i}]: the uid {row['uid'].tobytes().hex()} is not one of version {key.version}"
-            )
-        if row["flags"]:
-            raise ValueError(
-                f"claims[{i}]: flags are {row['flags']:#06x}, all bits are reserved and must be zero"
-            )
-    return [_seal(key, kid, row) for row in claims]
+    with keys._lock:
+        key = keys._sealing(kid)
+        for i, row in enumerate(claims):
+            uid, flags = row["uid"].tobytes(), int(row["flags"])
+            if not _uid_fits(uid, key.version):
+                raise ValueError(f"claims[{i}]: the uid {uid.hex()} is not one of version {key.version}")
+            if flags:
+                raise ValueError(
+                    f"claims[{i}]: flags are {flags:#06x}, all bits are reserved and must be zero"
+                )
+        return [_seal(key, kid, row) for row in claims]
 
 
 def _open(keys: KeyTable, payload: bytes) -> tuple[OpenStatus, dict[str, Any]]:
@@ -535,11 +540,13 @@ _Opener = Callable[[KeyTable, bytes], tuple[OpenStatus, dict[str, Any]]]
 def _opened(opener: _Opener, keys: KeyTable, data: "Buffer", offsets: Offsets) -> npt.NDArray[np.void]:
     items = _items(data, offsets)
     out = np.zeros(len(items), dtype=CLAIMS)
-    for row, item in zip(out, items, strict=True):
-        status, claims = opener(keys, item)
-        row["status"] = status
-        for name, value in claims.items():
-            row[name] = value
+    # As in the kernel: a batch sees the table as it is when it begins.
+    with keys._lock:
+        for row, item in zip(out, items, strict=True):
+            status, claims = opener(keys, item)
+            row["status"] = status
+            for name, value in claims.items():
+                row[name] = value
     return out
 
 

@@ -23,7 +23,6 @@ G: Final[str] = default_ecc_table["g"]
 PRIVATE_MAX: Final = N - 2
 """The largest private key (GB/T 32918.1-2016, section 6.1)."""
 
-_WINDOW_BITS: Final = 4
 _IDENTITY: Final = b"1234567812345678"
 """GM/T 0009-2012, section 10."""
 
@@ -60,38 +59,51 @@ def _add(point: _Jacobian, other: _Affine) -> _Jacobian:
     return x3, (r * (v - x3) - y1 * hhh) % P, z1 * h % P
 
 
-def _affine(point: _Jacobian) -> _Affine:
-    x, y, z = point
-    inverse = pow(z, -1, P)
-    square = inverse * inverse % P
-    return x * square % P, y * square * inverse % P
+def _affine(points: list[_Jacobian]) -> list[_Affine]:
+    """Finite Jacobian points as affine ones, with one inversion for all (same book, alg. 2.26)."""
+    products = [1]
+    for _, _, z in points:
+        products.append(products[-1] * z % P)
+    inverse = pow(products[-1], -1, P)
+    out: list[_Affine] = []
+    for (x, y, z), before in zip(reversed(points), reversed(products[:-1]), strict=True):
+        z_inverse = inverse * before % P
+        inverse = inverse * z % P
+        square = z_inverse * z_inverse % P
+        out.append((x * square % P, y * square * z_inverse % P))
+    return out[::-1]
+
+
+def _window_bits(point: str) -> int:
+    """How many bits of a scalar one table row serves: more for G, whose table every multiplication shares."""
+    return 8 if point == G else 4
 
 
 @lru_cache(maxsize=64)
 def _window_multiples(point: str) -> list[list[_Affine]]:
-    """Row w holds 1 to 15 times 16**w times the point, whose hex is x | y."""
+    """Row w holds 1 to 2**bits - 1 times 2**(bits * w) times the point, whose hex is x | y."""
+    bits = _window_bits(point)
     base = (int(point[:64], 16), int(point[64:], 16))
     rows = []
-    for _ in range(256 // _WINDOW_BITS):
-        row = [base]
-        multiple: _Jacobian = (*base, 1)
-        for _ in range(2**_WINDOW_BITS - 2):
-            multiple = _add(multiple, base)
-            row.append(_affine(multiple))
+    for _ in range(256 // bits):
+        multiples: list[_Jacobian] = [(*base, 1)]
+        while len(multiples) < 2**bits:
+            multiples.append(_add(multiples[-1], base))
+        *row, base = _affine(multiples)
         rows.append(row)
-        base = _affine(_add(multiple, base))
     return rows
 
 
 def multiply(scalar: int, point: str) -> str | None:
     """Multiply a point (hex x | y) by a scalar, 0 to 2**256 - 1: hex x | y, or None at infinity."""
     total: _Jacobian = (1, 1, 0)
+    bits = _window_bits(point)
     for row in _window_multiples(point):
-        digit = scalar & (2**_WINDOW_BITS - 1)
-        scalar >>= _WINDOW_BITS
+        digit = scalar & (2**bits - 1)
+        scalar >>= bits
         if digit:
             total = _add(total, row[digit - 1])
-    return None if total[2] == 0 else "{:064x}{:064x}".format(*_affine(total))
+    return None if total[2] == 0 else "{:064x}{:064x}".format(*_affine([total])[0])
 
 
 def on_curve(public: bytes) -> bool:
@@ -160,9 +172,12 @@ def _nonces(private: bytes, digest: bytes) -> Iterator[int]:
         value = mac(key, value)
 
 
-def sign(private: bytes, message: bytes) -> bytes:
-    """Sign as in GB/T 32918.2-2016, section 6.1: 64 bytes r | s. private must be in range."""
-    signer = _Signer(public_of(private).hex()[2:], private.hex())
+def sign(private: bytes, message: bytes, public: bytes | None = None) -> bytes:
+    """Sign as in GB/T 32918.2-2016, section 6.1: 64 bytes r | s.
+
+    private must be in range. public: its public key, where the caller has it at hand; signing hashes it.
+    """
+    signer = _Signer((public or public_of(private)).hex()[2:], private.hex())
     digest = bytes.fromhex(signer._sm3_z(message))
     signature: Any = None
     nonces = _nonces(private, digest)

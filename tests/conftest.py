@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import settings
 
 from engine.state.server import EmbeddedServer
+
+# The short run is the same for everybody, every time; the long one looks for what nobody has thought of. Neither has a
+# deadline per example: on a busy machine it would fail for being late, not for being wrong.
+settings.register_profile("short", derandomize=True, deadline=None)
+settings.register_profile("soak", max_examples=2_000, deadline=None, print_blob=True)
+settings.load_profile("soak" if os.environ.get("PICKGATE_SOAK") == "1" else "short")
 
 StoreFactory = Callable[..., EmbeddedServer]
 

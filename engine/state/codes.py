@@ -31,7 +31,10 @@ _REMEMBERED, _REUSED, _COLLISION, _TOO_MANY = b"R"[0], b"X"[0], b"C"[0], b"M"[0]
 
 @dataclass(frozen=True, slots=True)
 class IssueItem:
-    """One code to make: everything the script writes down. `candidates` are the uids the request may get, best first."""
+    """One code to make: everything the script writes down. `candidates` are the uids the request may get, best first.
+
+    `finding` is what the set-up says against it, of the SKU `finding_sku` if of one: it applies if no code was made before.
+    """
 
     request: bytes
     body: bytes
@@ -49,6 +52,8 @@ class IssueItem:
     order_id: str
     splits: Sequence[Split]
     actor: str
+    finding: IssueVerdict | None = None
+    finding_sku: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +186,8 @@ def issue(connection: Connection, items: Sequence[IssueItem]) -> list[IssueAnswe
             item.expires_at_s,
             item.amount_fen,
             item.pin_generation,
+            item.finding.number if item.finding else 0,
+            item.finding_sku,
             keys.index(names.stock(item.mall_id, item.store_id)),
             keys.index(names.due(_due_minute(item.expires_at_s))),
             len(item.candidates),
@@ -348,7 +355,8 @@ def read(connection: Connection, uids: Sequence[bytes]) -> list[Record | None]:
     ]
     records: list[Record | None] = [None] * len(uids)
     if commands:
-        for n, data in zip(known, connection.read(commands), strict=True):
+        found = connection.read_of((partition_of(uids[n]) for n in known), commands)
+        for n, data in zip(known, found, strict=True):
             records[n] = parse_record(uids[n], data) if data else None
     return records
 
@@ -358,7 +366,8 @@ def find_request(connection: Connection, request: bytes, candidates: Sequence[by
     commands: list[tuple[bytes | str | int, ...]] = [
         ("HGET", connection.partitions[partition_of(uid)].record(uid), uid) for uid in candidates
     ]
-    for uid, data in zip(candidates, connection.read(commands), strict=True):
+    found = connection.read_of(map(partition_of, candidates), commands)
+    for uid, data in zip(candidates, found, strict=True):
         if data and layouts.RECORD.unpack(data)[_REQUEST_FIELD] == request:
             return parse_record(uid, data)
     return None

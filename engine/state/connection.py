@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -91,9 +91,7 @@ def translate(error: RedisError) -> PickgateError:
             f" ({text[8:]}, unix ms): synchronise both (NTP), then retry with the same request id"
         )
     if text.startswith("PGMETA"):
-        return StoreUnavailable(
-            f"{text[7:]}: it was emptied, or it is not the store of this deployment; restore it from a backup"
-        )
+        return emptied(text[7:])
     if isinstance(error, RedisTimeoutError):
         return StoreUnavailable(
             f"the store did not answer within {limits.STORE_TIMEOUT_S:g} s: retry with the same request id"
@@ -105,6 +103,13 @@ def translate(error: RedisError) -> PickgateError:
     first_word = text.split(" ", 1)[0] if text else type(error).__name__
     return StoreUnavailable(
         f"the store refused the call ({first_word}): retry with the same request id; if it lasts, read the store's log"
+    )
+
+
+def emptied(what: str) -> StoreUnavailable:
+    """The error for a store that lacks what every deployment has; `what` says what."""
+    return StoreUnavailable(
+        f"{what}: it was emptied, or it is not the store of this deployment; restore it from a backup"
     )
 
 
@@ -301,6 +306,21 @@ class Connection:
             return list(pipeline.execute())
         except RedisError as error:
             raise translate(error) from None
+
+    def read_of(
+        self, partitions: Iterable[int], commands: Sequence[tuple[bytes | str | int, ...]]
+    ) -> list[Any]:
+        """Read, as `read`, from partitions that must be there: nothing found in an emptied store is no answer.
+
+        Raises StoreUnavailable too when one of the partitions isn't in the store.
+        """
+        looks = [
+            ("HEXISTS", self.partitions[partition].meta, "epoch") for partition in sorted(set(partitions))
+        ]
+        replies = self.read([*commands, *looks])
+        if not all(replies[len(commands) :]):
+            raise emptied("the partition is not initialised in this store")
+        return replies[: len(commands)]
 
     def write(self, commands: Sequence[tuple[bytes | str | int, ...]]) -> list[Any]:
         """Run plain write commands as one transaction (for creating a deployment). Raises PickgateError."""

@@ -13,7 +13,7 @@ from typing import Any
 from engine import limits
 from engine.errors import Conflict, DeploymentMismatch, PickgateError, RequestIdReused
 from engine.state import scripts
-from engine.state.connection import Call, Connection
+from engine.state.connection import Call, Connection, emptied
 from engine.state.keys import ControlKeys, spread_tags
 
 KINDS = ("malls", "stores", "catalogue", "keyring")
@@ -79,6 +79,8 @@ def read_constants(connection: Connection) -> Constants | None:
 def read_versions(connection: Connection) -> Mapping[str, int]:
     """Version of the whole ("version") and of each kind that was ever put. Raises StoreUnavailable."""
     [values] = connection.read([("HMGET", _KEYS.meta, "version", *KINDS)])
+    if values[0] is None:
+        raise emptied("there is no deployment in this store")
     return {name: int(value or 0) for name, value in zip(("version", *KINDS), values, strict=True)}
 
 

@@ -50,7 +50,9 @@ def sweep(connection: Connection, *, since_ms: int) -> Swept:
     now_s = connection.now_ms() // 1000
     last = (now_s - SETTLE_S) // 60
     swept = Swept()
-    facts = connection.read([("HGET", names.meta, "swept") for names in connection.partitions])
+    facts = connection.read_of(
+        range(len(connection.partitions)), [("HGET", names.meta, "swept") for names in connection.partitions]
+    )
     for names, done in zip(connection.partitions, facts, strict=True):
         first = int(done) + 1 if done else since_ms // 60_000
         for start in range(first, last + 1, MINUTES_PER_READ):

@@ -88,15 +88,15 @@ def parse(partition: int, entry_id: bytes, data: bytes) -> Event:
         facts["expires_at_s"] = int.from_bytes(data[at : at + 4], "big")
     elif kind is EventType.REVERSED:
         state, facts["cycle"], released, facts["expires_at_s"], count, reason_len = struct.unpack_from(
-            ">BBBIBB", data, at
+            ">BBBIBH", data, at
         )
         facts["state"], facts["release"] = State(state), bool(released)
-        facts["lines"], at = unpack_lines(data, at + 9, count)
+        facts["lines"], at = unpack_lines(data, at + 10, count)
         facts["reason"] = data[at : at + reason_len].decode()
     elif kind is EventType.REVIEWED:
-        facts["decision"], state, count, reason_len = data[at : at + 4]
+        facts["decision"], state, count, reason_len = struct.unpack_from(">BBBH", data, at)
         facts["state"] = State(state)
-        facts["lines"], at = unpack_lines(data, at + 4, count)
+        facts["lines"], at = unpack_lines(data, at + 5, count)
         facts["reason"] = data[at : at + reason_len].decode()
     elif kind is EventType.TIER:
         facts["sku_id"], facts["old"] = struct.unpack_from(">IB", data, at)
@@ -104,8 +104,8 @@ def parse(partition: int, entry_id: bytes, data: bytes) -> Event:
     elif kind in (EventType.TRANSFER_OUT, EventType.TRANSFER_IN):
         facts["sku_id"], facts["amount"], facts["other_store_id"] = struct.unpack_from(">III", data, at)
     elif kind is EventType.VOIDED:
-        count, reason_len = data[at : at + 2]
-        facts["lines"], at = unpack_lines(data, at + 2, count)
+        count, reason_len = struct.unpack_from(">BH", data, at)
+        facts["lines"], at = unpack_lines(data, at + 3, count)
         facts["reason"] = data[at : at + reason_len].decode()
     elif kind is EventType.EXPIRED:
         facts["lines"], at = unpack_lines(data, at + 1, data[at])
@@ -115,7 +115,7 @@ def parse(partition: int, entry_id: bytes, data: bytes) -> Event:
         facts.update(change=change, sku_id=sku_id, amount=-amount if negative else amount)
         facts.update(zip(layouts.STOCK.names, layouts.STOCK.unpack(data, at), strict=True))
         at += layouts.STOCK.size
-        facts["reason"] = data[at + 1 : at + 1 + data[at]].decode()
+        facts["reason"] = data[at + 2 :].decode()
     else:
         facts["run_id"] = data[at:].decode("ascii")
     return Event(

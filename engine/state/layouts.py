@@ -63,7 +63,7 @@ STOCK: Final = Layout("on_hand:I4 reserved:I4 baseline:I4 tier:B")
 """Stock figures of one SKU."""
 
 EVENT: Final = Layout(
-    "layout:B type:B at:I6 mall:I4 store:I4 uid:c8 terminal:I4 request:c12 body:c8 actor_len:B"
+    "layout:B type:B at:I6 mall:I4 store:I4 uid:c8 terminal:I4 request:c12 body:c8 actor_len:I2"
 )
 """Head of every event; behind it the actor, then what the type says (events.py)."""
 
@@ -72,7 +72,7 @@ ATTEMPT: Final = Layout("at:I6 uid:c8 mall:I4 store:I4 terminal:I4 verdict:B buc
 
 REDEEM_ITEM: Final = Layout(
     "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 "
-    "version:B stale:B pin_1:B pin_2:B proof:B place:B closed:B window:B bucket:B dry:B n_lines:B actor_len:B"
+    "version:B stale:B pin_1:B pin_2:B proof:B place:B closed:B window:B bucket:B dry:B n_lines:B actor_len:I2"
 )
 """One try to redeem: keys as indexes into KEYS; behind it n_lines × (sku:I4 count:I2) and the actor."""
 
@@ -87,7 +87,8 @@ REDEEM_ANSWER: Final = Layout(
 
 ISSUE_ITEM: Final = Layout(
     "request:c12 body:c8 mall:I4 store:I4 state:B channel:B flavour:B flags:B policy:I4 exp:I4 ttl:I4 amount:I4 "
-    "pin_generation:B stock_key:I2 due_key:I2 n_candidates:B n_lines:B n_bundles:B order_len:B split_len:I2 actor_len:B"
+    "pin_generation:B finding:B finding_sku:I4 stock_key:I2 due_key:I2 n_candidates:B n_lines:B n_bundles:B order_len:B "
+    "split_len:I2 actor_len:I2"
 )
 """One issue (state LIVE) or hold (HELD); behind it n_candidates × CANDIDATE, n_lines × WANTED, n_bundles × BUNDLE, order id,
 split, actor."""
@@ -99,7 +100,7 @@ ISSUE_ANSWER: Final = Layout("verdict:B uid:c8 issued:I6 exp:I4 pin_generation:B
 """Answer of one issue."""
 
 VOID_ITEM: Final = Layout(
-    "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 actor_len:B reason_len:B"
+    "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 actor_len:I2 reason_len:I2"
 )
 """One void; behind it the actor and the reason. `stock_key` and `store` are those of the code's record as read before."""
 
@@ -107,8 +108,8 @@ VOID_ANSWER: Final = Layout("verdict:B at:I6 epoch:I4 seq:I6 terminal:I4 n_lines
 """Answer of one void; behind it n_lines × LINE with what was released in `left`."""
 
 STOCK_ITEM: Final = Layout(
-    "stock_key:I2 answer_key:I2 request:c12 body:c8 mall:I4 store:I4 sku:I4 change:B negative:B amount:I4 actor_len:B "
-    "reason_len:B"
+    "stock_key:I2 answer_key:I2 request:c12 body:c8 mall:I4 store:I4 sku:I4 change:B negative:B amount:I4 finding:B "
+    "actor_len:I2 reason_len:I2"
 )
 """One stock change; behind it the actor and the reason. The amount's sign travels in `negative`."""
 
@@ -122,7 +123,7 @@ ANSWER_KEY: Final = Layout("request:c12 answer_key:I2")
 """A remembered request, and the bucket that holds its answer."""
 
 CHANGE_ITEM: Final = Layout(
-    "uid:c8 record_key:I2 answer_key:I2 due_key:I2 request:c12 body:c8 mall:I4 exp:I4 actor_len:B"
+    "uid:c8 record_key:I2 answer_key:I2 due_key:I2 request:c12 body:c8 mall:I4 exp:I4 actor_len:I2"
 )
 """One confirm (exp unused) or extend (exp the new expiry, unix seconds); behind it the actor."""
 
@@ -131,19 +132,19 @@ CHANGE_ANSWER: Final = Layout("verdict:B at:I6 exp:I4 epoch:I4 seq:I6")
 
 REVERSE_ITEM: Final = Layout(
     "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 forget_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 "
-    "window_s:I4 cycles_max:B release:B exp:I4 n_lines:B actor_len:B reason_len:B"
+    "window_s:I4 cycles_max:B release:B exp:I4 n_lines:B actor_len:I2 reason_len:I2"
 )
 """One reversal; `exp` is the earliest expiry afterwards; behind it n_lines × WANTED, the actor and the reason."""
 
 REVERSE_ANSWER: Final = Layout("verdict:B at:I6 epoch:I4 seq:I6 exp:I4 sku:I4 store:I4 cycle:B n_lines:B")
 """Answer of one reversal; behind it n_lines × LINE: units that came back, and units left afterwards."""
 
-EVIDENCE: Final = Layout("at:I6 store:I4 terminal:I4 verdict:B bucket:B actor_len:B")
+EVIDENCE: Final = Layout("at:I6 store:I4 terminal:I4 verdict:B bucket:B actor_len:I2")
 """One counted try, kept while it counts; behind it the actor. `verdict` is RedeemVerdict's number, or RenderVerdict's when
 terminal is 0 (the customer's own phone)."""
 
 TRY_ITEM: Final = Layout(
-    "uid:c8 record_key:I2 answer_key:I2 request:c12 body:c8 mall:I4 verdict:B bucket:B actor_len:B"
+    "uid:c8 record_key:I2 answer_key:I2 request:c12 body:c8 mall:I4 verdict:B bucket:B actor_len:I2"
 )
 """One failed try of the customer's own; `verdict` is RenderVerdict's number; behind it the actor."""
 
@@ -151,8 +152,8 @@ TRY_ANSWER: Final = Layout("verdict:B at:I6 epoch:I4 seq:I6 tries_left:B")
 """Answer of one such try."""
 
 REVIEW_ITEM: Final = Layout(
-    "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 decision:B actor_len:B "
-    "reason_len:B"
+    "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 decision:B actor_len:I2 "
+    "reason_len:I2"
 )
 """One decision on a locked code; behind it the actor and the reason."""
 
@@ -161,7 +162,7 @@ REVIEW_ANSWER: Final = Layout("verdict:B at:I6 epoch:I4 seq:I6 sku:I4 n_lines:B"
 
 TRANSFER_ITEM: Final = Layout(
     "step:B stock_key:I2 answer_key:I2 transit_key:I2 request:c12 body:c8 mall:I4 store:I4 other_store:I4 sku:I4 amount:I4 "
-    "actor_len:B"
+    "actor_len:I2"
 )
 """One step of a transfer, from the view of `store`; behind it the actor. Answered with STOCK_ANSWER."""
 

@@ -71,6 +71,7 @@ LOG_TAIL_LINES: Final = 12
 
 _LAUNCHER: Final = Path(__file__).with_name("launch.py")
 _SOCKET_NAME: Final = "store.sock"
+_LOCK_NAME: Final = "lock"
 _RUNTIME_PREFIX: Final = "pickgate-"
 
 _SETTINGS: Final[Mapping[str, str]] = {
@@ -175,6 +176,21 @@ def find_binary(
     raise StoreBinaryMissing(f"no store server was found ({'; '.join(faults)}). {_INSTALL}")
 
 
+def running_url(data_dir: str | os.PathLike[str]) -> str:
+    """Return the address of the embedded store that runs on a data folder, whoever owns it; '' if none answers."""
+    folder = Path(data_dir).absolute()
+    try:
+        fd = os.open(folder / _LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        runtime_dir = _lock_text(fd).get("runtime_dir", "")
+    finally:
+        os.close(fd)
+    path = Path(runtime_dir or folder) / _SOCKET_NAME
+    return _url_of(path) if _ping(path) else ""
+
+
 class EmbeddedServer:
     """A store server on one data folder, ours alone.
 
@@ -239,7 +255,7 @@ class EmbeddedServer:
         """Address for clients, ``unix:///path/to/store.sock``. Raises StoreUnavailable before `start`."""
         if self._socket_path is None:
             raise StoreUnavailable("the embedded store has not been started: it has no address")
-        return "unix://" + quote(str(self._socket_path))
+        return _url_of(self._socket_path)
 
     @property
     def pid(self) -> int:
@@ -563,7 +579,7 @@ def _make_private(folder: Path) -> None:
 def _take_lock(folder: Path) -> int:
     """Lock the data folder and return the locked descriptor, which must stay open as long as the lock."""
     try:
-        fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise SetupError(f"the data folder {folder} can't be used: {error}", field="data_dir") from error
     give_up = time.monotonic() + LOCK_WAIT_S
@@ -629,6 +645,10 @@ def _readable(fds: list[int], timeout_s: float) -> bool:
     for fd in fds:
         poll.register(fd, select.POLLIN)
     return bool(poll.poll(timeout_s * 1000))
+
+
+def _url_of(socket_path: Path) -> str:
+    return "unix://" + quote(str(socket_path))
 
 
 def _ping(socket_path: Path) -> bytes:

@@ -29,6 +29,7 @@ class StockItem:
     amount: int
     actor: str
     reason: str
+    finding: StockVerdict | None = None
 
 
 def change(connection: Connection, items: Sequence[StockItem]) -> list[StockAnswer | PickgateError]:
@@ -48,6 +49,7 @@ def change(connection: Connection, items: Sequence[StockItem]) -> list[StockAnsw
             item.change,
             item.amount < 0,
             abs(item.amount),
+            item.finding.number if item.finding else 0,
             len(actor),
             len(reason),
         )
@@ -73,7 +75,7 @@ def _answer(item: StockItem, partition: int, reply: bytes | PickgateError) -> St
     verdict, sku, on_hand, reserved, baseline, tier, epoch, seq = layouts.STOCK_ANSWER.unpack(reply, 1)
     return StockAnswer(
         verdict=StockVerdict.numbered(verdict),
-        figures=StockFigures(sku, on_hand, reserved, baseline, tier),
+        figures=None if item.finding and not epoch else StockFigures(sku, on_hand, reserved, baseline, tier),
         sku_id=sku,
         store_id=item.store_id,
         event=EventId(partition, epoch, seq) if epoch else None,
@@ -85,14 +87,14 @@ def read(
     connection: Connection, mall_id: int, store_id: int, sku_ids: Sequence[int] = ()
 ) -> list[StockFigures]:
     """Figures of one mall at one store, by SKU, ascending; all that it ever had if no SKU is named. Raises StoreUnavailable."""
-    names = connection.partitions[partition_of_store(store_id, len(connection.partitions))]
-    key = names.stock(mall_id, store_id)
+    partition = partition_of_store(store_id, len(connection.partitions))
+    key = connection.partitions[partition].stock(mall_id, store_id)
     if sku_ids:
-        [values] = connection.read([("HMGET", key, *sku_ids)])
+        [values] = connection.read_of([partition], [("HMGET", key, *sku_ids)])
         found = dict(zip(sku_ids, values, strict=True))
     else:
         # RESP2 gives a flat list or a dict, by the driver's reply callbacks; both are pairs.
-        [pairs] = connection.read([("HGETALL", key)])
+        [pairs] = connection.read_of([partition], [("HGETALL", key)])
         items = pairs.items() if isinstance(pairs, dict) else zip(pairs[::2], pairs[1::2], strict=True)
         found = {int(sku): value for sku, value in items}
     empty = layouts.STOCK.pack(0, 0, 0, 0)

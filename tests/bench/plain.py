@@ -2,8 +2,8 @@
 
 The comparison that a speed-up is claimed against, so it is written well and not slowed down: keys are derived and
 their objects prepared once; each code has its own Cipher and HMAC object. `copied` goes one trick further and lets each
-code copy an HMAC that has been keyed once, which not everybody knows and which is about three times as fast as keying
-it anew. Layouts are those of docs/format.md. `cryptography` has no SM2, so there is nothing to compare version 3 of the
+code copy an HMAC that has been keyed once, which not everybody knows and which is two to three times as fast as
+keying it anew. Layouts are those of docs/format.md. `cryptography` has no SM2, so there is nothing to compare version 3 of the
 SM suite with.
 """
 

@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+
 from tests.ext.twins import NATIVE, REFERENCE
 
 

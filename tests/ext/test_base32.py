@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.ext.twins import NATIVE, REFERENCE
 
 from ext.claims import ALPHABET
+from tests.ext.twins import NATIVE, REFERENCE
 
 RFC_4648 = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
@@ -48,7 +48,9 @@ def test_lengths_of_no_encoding_are_refused(codec: Any, count: int) -> None:
         codec.decode("0" * count)
 
 
-@pytest.mark.parametrize(("size", "spare"), [(1, 2), (2, 4), (3, 1), (4, 3), (5, 0), (31, 2), (47, 4), (115, 0)])
+@pytest.mark.parametrize(
+    ("size", "spare"), [(1, 2), (2, 4), (3, 1), (4, 3), (5, 0), (31, 2), (47, 4), (115, 0)]
+)
 def test_spare_bits_must_be_zero(codec: Any, size: int, spare: int) -> None:
     text = codec.encode(b"\xff" * size)
     last = ALPHABET.index(text[-1])

@@ -1,6 +1,6 @@
 """Primitives against vectors that others published, as called through ext."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from gmssl import sm3 as gmssl_sm3
 from gmssl.sm4 import SM4_ENCRYPT, CryptSM4
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tests.ext.twins import NATIVE, REFERENCE
 
 
@@ -156,10 +157,9 @@ def test_hkdf_sm3_against_gmssl(codec: Any) -> None:
             expected += block
         for size in (1, 16, 32, 33, 100):
             assert codec.hkdf(2, secret, salt, info, size) == expected[:size]
-            assert (
-                codec.hkdf(2, secret, salt, info, size)
-                == HKDF(algorithm=hashes.SM3(), length=size, salt=salt or None, info=info).derive(secret)
-            )
+            assert codec.hkdf(2, secret, salt, info, size) == HKDF(
+                algorithm=hashes.SM3(), length=size, salt=salt or None, info=info
+            ).derive(secret)
 
 
 @settings(max_examples=20, deadline=None)
@@ -224,7 +224,7 @@ def test_unknown_suites_are_refused(codec: Any, suite: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [None, "text", 5, bytearray(32)])
 def test_only_bytes_are_taken(codec: Any, wrong: Any) -> None:
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: codec.sha256(wrong),
         lambda: codec.hmac_sm3(wrong, b""),
         lambda: codec.hmac_sm3(b"", wrong),
@@ -232,7 +232,8 @@ def test_only_bytes_are_taken(codec: Any, wrong: Any) -> None:
         lambda: codec.hkdf(1, wrong, b"", b"", 32),
         lambda: codec.Prf(1, wrong),
         lambda: codec.Prf(1, bytes(32)).one(wrong),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(TypeError):
             call()
 

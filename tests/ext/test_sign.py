@@ -9,9 +9,9 @@ from cryptography_vectors import open_vector_file
 from gmssl.sm2 import CryptSM2
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ext.twins import NATIVE, REFERENCE, SOAK, private_of
 
 from ext import sm2_reference
+from tests.ext.twins import NATIVE, REFERENCE, SOAK, private_of
 
 N = 0xFFFFFFFEFFFFFFFFFFFFFFFFFFFFFFFF7203DF6B21C6052B53BBF40939D54123
 P = 0xFFFFFFFEFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF00000000FFFFFFFFFFFFFFFF
@@ -124,7 +124,9 @@ def test_window_tables_multiply_as_gmssl_does(scalar: int) -> None:
 
 
 @pytest.mark.parametrize("suite", [1, 2])
-@pytest.mark.parametrize(("signer", "checker"), [(NATIVE, REFERENCE), (REFERENCE, NATIVE)], ids=["n-r", "r-n"])
+@pytest.mark.parametrize(
+    ("signer", "checker"), [(NATIVE, REFERENCE), (REFERENCE, NATIVE)], ids=["n-r", "r-n"]
+)
 def test_each_twin_accepts_what_the_other_signs(suite: int, signer: Any, checker: Any) -> None:
     for size in (0, 1, 31, 32, 55, 56, 64, 114, 1000):
         private, public = signer.generate(suite)
@@ -207,7 +209,16 @@ def test_only_points_of_the_curve_are_public_keys(codec: Any) -> None:
     off_curve = bytes([4]) + x + y[:-1] + bytes([y[-1] ^ 1])
     beyond_p = bytes([4]) + (P + 1).to_bytes(32) + y
     hybrid = bytes([6 + y[-1] % 2]) + x + y
-    for wrong in (b"", compressed, off_curve, beyond_p, hybrid, bytes(65), GBT_PUBLIC + b"\x00", GBT_PUBLIC[1:]):
+    for wrong in (
+        b"",
+        compressed,
+        off_curve,
+        beyond_p,
+        hybrid,
+        bytes(65),
+        GBT_PUBLIC + b"\x00",
+        GBT_PUBLIC[1:],
+    ):
         with pytest.raises(ValueError, match="not a public key"):
             codec.verify(2, wrong, b"message digest", GBT_SIGNATURE)
     for wrong in (b"", bytes(31), bytes(33)):

@@ -1,7 +1,7 @@
 -- redeem: one try to redeem (or to inspect) each of N codes
 -- KEYS   1 to 5 the partition's own · then the keys the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one REDEEM_ITEM each
--- ITEM   uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 version:B stale:B pin_1:B pin_2:B proof:B place:B closed:B window:B bucket:B dry:B n_lines:B actor_len:B
+-- ITEM   uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 version:B stale:B pin_1:B pin_2:B proof:B place:B closed:B window:B bucket:B dry:B n_lines:B actor_len:I2
 -- ANSWER verdict:B at:I6 epoch:I4 seq:I6 terminal:I4 tries_left:B sku:I4 store:I4 cycle:B flavour:B exp:I4 bucket:B n_lines:B order_len:B
 -- RETURN per item one byte and, but for X and M, a REDEEM_ANSWER with its lines and order id: A decided now · R remembered ·
 --        X request id reused with another body · M the code has too many remembered changes
@@ -122,7 +122,7 @@ local function redeem(item)
   -- second factor: each failed try is burnt here, so parallel guesses gain nothing
   local factor
   if version == 1 and not dry then
-    if pin_1 == 255 then return refuse(REDEEM.PIN_REQUIRED, r) end
+    if pin_1 == 255 and pin_2 == 255 then return refuse(REDEEM.PIN_REQUIRED, r) end
     if pin_1 ~= r.pin_generation and pin_2 ~= r.pin_generation then factor = REDEEM.PIN_WRONG end
   elseif floor(r.flags / FLAG_PROOF_NEEDED) % 2 == 1 and not dry then
     if proof == REDEEM.PROOF_REQUIRED then return refuse(proof, r) end

@@ -1,7 +1,7 @@
 -- reverse: take back what N redemptions handed out
 -- KEYS   1 to 5 the partition's own · then the keys the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one REVERSE_ITEM each
--- ITEM   uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 forget_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 window_s:I4 cycles_max:B release:B exp:I4 n_lines:B actor_len:B reason_len:B
+-- ITEM   uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 forget_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 window_s:I4 cycles_max:B release:B exp:I4 n_lines:B actor_len:I2 reason_len:I2
 -- ANSWER verdict:B at:I6 epoch:I4 seq:I6 exp:I4 sku:I4 store:I4 cycle:B n_lines:B
 -- RETURN per item one byte and, but for X, a REVERSE_ANSWER with its lines: A decided now · R remembered · X request id reused
 --        with another body
@@ -135,7 +135,7 @@ local function reverse(item)
     touch(r)
   end
   local number = emit(EVENT_TYPE.REVERSED, mall, store, uid, terminal, request, body, actor,
-    pack('>BBBI4BB', r.state, r.cycle, release_units and 1 or 0, r.exp, #lines, #reason) .. write_lines(lines) .. reason)
+    pack('>BBBI4BI2', r.state, r.cycle, release_units and 1 or 0, r.exp, #lines, #reason) .. write_lines(lines) .. reason)
   write_figures(stock_key, mall, store, figures)
   kept = answer(REVERSE.REVERSED, r, { seq = number, lines = lines })
   place(record_key, uid, write_record(r))

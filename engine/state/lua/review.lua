@@ -1,7 +1,7 @@
 -- review: decide N locked codes
 -- KEYS   1 to 5 the partition's own · then the keys the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one REVIEW_ITEM each
--- ITEM   uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 decision:B actor_len:B reason_len:B
+-- ITEM   uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 decision:B actor_len:I2 reason_len:I2
 -- ANSWER verdict:B at:I6 epoch:I4 seq:I6 sku:I4 n_lines:B
 -- RETURN per item one byte and, but for X, a REVIEW_ANSWER with its lines: A decided now · R remembered · X request id reused
 --        with another body
@@ -78,7 +78,7 @@ local function review(item)
   end
   r.requests = r.requests .. request
   local number = emit(EVENT_TYPE.REVIEWED, mall, store, uid, 0, request, body, actor,
-    pack('>BBBB', decision, r.state, #lines, #reason) .. write_lines(lines) .. reason)
+    pack('>BBBI2', decision, r.state, #lines, #reason) .. write_lines(lines) .. reason)
   write_figures(stock_key, mall, store, figures)
   kept = answer(verdict, number, lines)
   place(record_key, uid, write_record(r))

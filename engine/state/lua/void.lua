@@ -1,7 +1,7 @@
 -- void: end N codes and release what they still reserve
 -- KEYS   1 to 5 the partition's own · then the keys the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one VOID_ITEM each
--- ITEM   uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 actor_len:B reason_len:B
+-- ITEM   uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 actor_len:I2 reason_len:I2
 -- ANSWER verdict:B at:I6 epoch:I4 seq:I6 terminal:I4 n_lines:B
 -- RETURN per item one byte and, but for X, a VOID_ANSWER with its lines: A decided now · R remembered · X request id reused
 --        with another body
@@ -37,7 +37,7 @@ local function void(item)
   r.requests = r.requests .. request
   end_record(r, STATE.VOIDED, due_key, uid)
   local number = emit(EVENT_TYPE.VOIDED, mall, store, uid, 0, request, body, actor,
-    pack('>BB', #lines, #reason) .. write_lines(lines) .. reason)
+    pack('>BI2', #lines, #reason) .. write_lines(lines) .. reason)
   write_figures(stock_key, mall, store, figures)
   kept = answer(VOID.VOIDED, now, number, 0, lines)
   place(record_key, uid, write_record(r))

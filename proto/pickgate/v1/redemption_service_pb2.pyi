@@ -187,7 +187,7 @@ class InspectResponse(_message.Message):
     uid: _builtins.str
     order_id: _builtins.str
     at_ms: _builtins.int
-    """When and by whom it was redeemed; 0 if it was not."""
+    """With ALREADY_REDEEMED: when it was redeemed, and by whom. Else the time of this answer, and 0."""
     terminal_id: _builtins.int
     sku_id: _builtins.int
     store_id: _builtins.int
@@ -313,7 +313,7 @@ class RedeemResponse(_message.Message):
     """Empty for a code that is not genuine."""
     order_id: _builtins.str
     at_ms: _builtins.int
-    """When and by whom it was redeemed: now, or the first time with ALREADY_REDEEMED."""
+    """With REDEEMED and ALREADY_REDEEMED: when it was redeemed, and by whom. Else the time of this answer, and 0."""
     terminal_id: _builtins.int
     tries_left: _builtins.int
     """Set with PIN_WRONG."""

@@ -29,7 +29,7 @@ from engine.errors import (
     StoreUnavailable,
 )
 from engine.state import server as store_server
-from engine.state.server import EmbeddedServer, find_binary
+from engine.state.server import EmbeddedServer, find_binary, running_url
 from tests.conftest import StoreFactory
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -373,6 +373,21 @@ def test_long_path_gets_a_short_private_socket(make_store: StoreFactory, tmp_pat
 def test_path_with_odd_characters(make_store: StoreFactory, tmp_path: Path) -> None:
     with client_of(make_store(tmp_path / "门店 50% #1?")) as client:
         assert client.ping()
+
+
+@pytest.mark.parametrize("name", ["short", "门店 50%", "x" * 120])
+def test_address_of_a_store_that_somebody_runs(tmp_path: Path, name: str) -> None:
+    assert running_url(tmp_path / name) == ""
+    with owner_process(tmp_path / name) as (owner, store_pid, url):
+        assert running_url(tmp_path / name) == url
+        with redis.Redis.from_url(url) as client:
+            assert client.info("server")["process_id"] == store_pid
+        owner.kill()
+        owner.wait()
+        until(lambda: not is_alive(store_pid), "the store has ended")
+        assert running_url(tmp_path / name) == ""
+    # What the killed one left in the temporary folder goes with the next start.
+    EmbeddedServer(tmp_path / name).start().stop()
 
 
 @pytest.mark.fault

@@ -1,0 +1,51 @@
+"""One real store per worker, every answer on its disk, with a shop that all races of the worker share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+
+from engine.state.server import EmbeddedServer
+from tests.race import shop as shops
+from tests.race.books import check_books
+from tests.race.rivals import Rivals, rivals
+from tests.race.shop import Shop
+
+SOAK: Final = os.environ.get("PICKGATE_SOAK") == "1"
+PROCESSES: Final = 3
+
+
+@pytest.fixture(scope="session")
+def race_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with EmbeddedServer(tmp_path_factory.mktemp("race") / "data", durability="fsync") as server:
+        shops.create(server.url)
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def _session_shop(race_url: str) -> Iterator[Shop]:
+    with shops.open_shop(race_url) as shop:
+        yield shop
+
+
+@pytest.fixture(scope="session")
+def contest(race_url: str) -> Iterator[Rivals]:
+    """Three processes beside this one, on the same store."""
+    with rivals(race_url, PROCESSES) as started:
+        yield started
+
+
+@pytest.fixture
+def shop(_session_shop: Shop) -> Iterator[Shop]:
+    """The shop; when the test has ended, all its books must agree."""
+    yield _session_shop
+    check_books(_session_shop.deployment)
+
+
+@pytest.fixture
+def rounds() -> int:
+    """How often to repeat a race."""
+    return 60 if SOAK else 4

@@ -1,0 +1,224 @@
+"""The demo as a newcomer runs it: once from beginning to end, and cut off in the middle."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from examples import demo
+from server.client import Client
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith("PICKGATE_") and name != "COLUMNS"
+}
+
+SCANS = Counter(
+    {
+        ("1001", "REDEEMED"): 1,
+        ("1002", "PIN_REQUIRED"): 1,
+        ("1002", "REDEEMED"): 1,
+        ("1003", "REDEEMED"): 1,
+        ("1004", "PIN_WRONG"): 2,
+        ("1004", "LOCKED"): 2,
+        ("1005", "REDEEMED"): 1,
+        ("1005", "ALREADY_REDEEMED"): 1,
+        ("1006", "REDEEMED"): 1,
+        ("1007", "REDEEMED"): 2,
+        ("1007", "NOTHING_LEFT"): 1,
+        ("1008", "REDEEMED"): 2,
+        ("1009", "REDEEMED"): 1,
+        ("1010", "REDEEMED"): 1,
+        ("1011", "STALE_CODE"): 1,
+        ("1011", "REDEEMED"): 1,
+        ("1012", "INVALID_CODE"): 1,
+        ("1013", "WRONG_STORE"): 1,
+        ("1014", "OUT_OF_RANGE"): 1,
+        ("1015", "OUT_OF_RANGE"): 1,
+        ("1015", "REDEEMED"): 1,
+        ("1016", "LOCATION_REQUIRED"): 1,
+        ("1016", "LOCATION_UNRELIABLE"): 1,
+        ("1017", "REDEEMED"): 1,
+        ("1018", "VOIDED"): 2,
+        ("1019", "EXPIRED"): 1,
+        ("1020", "ADJUSTED"): 1,
+        ("1020", "OUT_OF_STOCK"): 1,
+        ("1021", "UNKNOWN_CODE"): 1,
+        ("1021", "REDEEMED"): 1,
+        ("1022", "INVALID_CODE"): 1,
+        ("1023", "INVALID_CODE"): 1,
+        ("1023", "REDEEMED"): 1,
+        ("1024", "INVALID_CODE"): 1,
+        ("1024", "REDEEMED"): 1,
+        ("1025", "STOCK_SHORT"): 1,
+    }
+)
+"""Order and verdict of every row of the table."""
+
+ROW = re.compile(
+    r"^ (?P<order>\d{4}) .* (?P<verdict>[A-Z]+(?:_[A-Z]+)+|REDEEMED|LOCKED|VOIDED|EXPIRED|ADJUSTED) .* ok *$"
+)
+STOCK_ROW = re.compile(
+    r"^ +[12] +200\d +\d{3} +(\d+) +(\d+) +(-?\d+)? +(?P<on_hand>\d+) +(?P<reserved>\d+) +(?P<claimed>\d+) +yes *$"
+)
+
+
+def until(condition: Callable[[], bool], what: str, bound_s: float = 30.0) -> None:
+    """Wait for a condition, looking often; fail past the bound."""
+    end = time.monotonic() + bound_s
+    while not condition():
+        assert time.monotonic() < end, f"not within {bound_s:g} s: {what}"
+        threading.Event().wait(0.02)
+
+
+def processes_in(folder: Path) -> dict[int, str]:
+    """Processes that run in a folder or name it in their command line: pid → command line."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit() or int(process.name) == os.getpid():
+            continue
+        try:
+            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            where = os.readlink(process / "cwd")
+        except OSError:  # it has ended meanwhile, or is another user's
+            continue
+        if str(folder) in line or Path(where).is_relative_to(folder):
+            found[int(process.name)] = line
+    return found
+
+
+def start(folder: Path, **variables: str) -> subprocess.Popen[str]:
+    """Start the demo with all that it makes under `folder`."""
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "examples" / "demo.py"), "--out", str(folder / "codes")],
+        env=ENVIRONMENT
+        | {"TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto")])}
+        | variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A demo whose server is up and whose scans have begun."""
+    process = start(tmp_path)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("pickgate serve answers on 127.0.0.1:")
+        until(
+            lambda: (tmp_path / "codes").exists() and any((tmp_path / "codes").iterdir()),
+            "a QR code is drawn",
+        )
+        assert len(processes_in(tmp_path)) >= 3  # demo, server, store
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_the_demo_from_beginning_to_end(tmp_path: Path) -> None:
+    # A setting of another deployment in the environment does not reach the demo's.
+    process = start(tmp_path, PICKGATE_DURABILITY="memory", PICKGATE_LISTEN="127.0.0.1:1")
+    started_s = time.monotonic()
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, output
+    assert "WRONG:" not in output
+    lines = output.splitlines()
+
+    rows = Counter((row["order"], row["verdict"]) for row in map(ROW.match, lines) if row)
+    assert rows == SCANS, output
+
+    sums = [row for row in map(STOCK_ROW.match, lines) if row]
+    assert len(sums) == 21
+    for received, redeemed, stocktake, on_hand, reserved, claimed in (row.groups() for row in sums):
+        assert int(on_hand) == int(received) - int(redeemed) + int(stocktake or 0)
+        assert reserved == claimed
+    assert sum(int(row["claimed"]) for row in sums) >= 12
+
+    assert re.search(r"ALREADY_REDEEMED.*\n.* at \d\d:\d\d:\d\d, terminal 11", output)
+    assert "二维码已失效" in output
+    assert "The QR code is stale" in output
+    pictures = list((tmp_path / "codes").glob("*.png"))
+    assert len(pictures) == int(re.search(r"(\d+) QR codes drawn", output)[1])  # type: ignore[index]
+    assert time.monotonic() - started_s > 65  # the screenshot was really old
+
+    assert processes_in(tmp_path) == {}
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_cut_off_ends_all_that_it_started(
+    begun: subprocess.Popen[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    begun.send_signal(number)
+    assert begun.wait(60) == 130
+    assert begun.stdout is not None
+    assert "Traceback" not in begun.stdout.read()
+    assert processes_in(tmp_path) == {}
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_the_server_and_the_store_do_not_outlive_a_killed_demo(
+    begun: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    begun.kill()
+    begun.wait()
+    until(lambda: not processes_in(tmp_path), "server and store have ended")
+
+
+def test_the_demo_notices_what_is_not_as_expected(tmp_path: Path) -> None:
+    with demo.serving(tmp_path) as address, Client(address) as client:
+        demo.wait_healthy(client)
+        session = demo.Demo(client, tmp_path, Console(file=io.StringIO(), width=demo.WIDTH))
+        session.load()
+        session.issue()
+        assert session.problems == []
+
+        # A verdict other than the expected one.
+        code = session.show("1005")
+        session.scan("1005", "QR code", "OUT_OF_STOCK", 11, code)
+        assert session.problems[0] == "order 1005, QR code: verdict: got 'REDEEMED', expected 'OUT_OF_STOCK'"
+        # And that the stock moved although a refusal was expected.
+        assert session.problems[1].startswith("order 1005, QR code: stock: got ")
+        assert len(session.problems) == 2
+        session.problems.clear()
+
+        # A fact of the answer that is not what it should be: it was terminal 11.
+        session.scan("1005", "again", "ALREADY_REDEEMED", 12, code, facts={"terminal_id": 12})
+        assert session.problems == ["order 1005, again: terminal_id: got 11, expected 12"]
+        session.problems.clear()
+
+        # Stock that does not add up: that redemption was never booked by the demo.
+        session.add_up()
+        assert any(problem.startswith("stock (1, 2001, 103): got ") for problem in session.problems)
+        assert any(problem.startswith("order 1005 ends as REDEEMED") for problem in session.problems)
+        session.problems.clear()
+
+        # A picture that another QR version than the expected one is drawn for.
+        session.picture(session.render("1006").text, "1006", 8)
+        assert [problem.partition(":")[2] for problem in session.problems] == [" QR version 4, expected 8"]
+    assert processes_in(tmp_path) == {}
