@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from engine import keyring as keyrings
 from engine import limits
@@ -30,7 +30,7 @@ from engine.errors import (
 from engine.idempotency import body_digest, request_digest
 from engine.keyring import Keyring, Keys
 from engine.nearest import StoreTable
-from engine.policies import Policies, Policy
+from engine.policies import Level, Policies, Policy
 from engine.proof import Provider
 from engine.state import control as state
 from engine.state.connection import Connection
@@ -105,6 +105,7 @@ class Control:
         self._monotonic_s = monotonic_s
         self._refreshing = threading.Lock()
         self._copy: Copy | None = None
+        self._entries: Mapping[str, Mapping[Any, Any]] = {}
         self._ending = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="pickgate-control", daemon=True)
 
@@ -143,14 +144,18 @@ class Control:
             asked_at_s = self._monotonic_s()
             versions = state.read_versions(self._connection)
             old = self._copy
-            parts: dict[str, Mapping[Any, Any]] = {}
+            entries: dict[str, Mapping[Any, Any]] = {}
+            changed = set()
             for kind, entry_type in _ENTRY_TYPES.items():
-                if old is not None and old.versions[kind] == versions[kind]:
-                    parts[kind] = getattr(old, kind)
-                else:
-                    entries = state.read_kind(self._connection, kind).values()
-                    items: Iterable[_Entries] = map(entry_type.from_json, entries)
-                    parts[kind] = {_key(item): item for item in items}
+                # A kind that is not counted by itself may have changed whenever the whole has.
+                counted = kind if kind in versions else "version"
+                if old is not None and old.versions[counted] == versions[counted]:
+                    entries[kind] = self._entries[kind]
+                    continue
+                changed.add(kind)
+                stored = state.read_kind(self._connection, kind).values()
+                items: Iterable[_Entries] = map(entry_type.from_json, stored)
+                entries[kind] = {_key(item): item for item in items}
             if old is None or old.versions["keyring"] != versions["keyring"]:
                 ring, keys, locked = self._open_keyring(old)
             else:
@@ -158,11 +163,21 @@ class Control:
                 due_s = keys.next_change_s if keys else None
                 if ring is not None and due_s is not None and due_s <= self._now_s():
                     keys = Keys.build(ring, self._now_s())
+            if old is None or changed & {"policies", "stores", "catalogue"}:
+                policies = Policies(entries["policies"].values(), entries["stores"], entries["catalogue"])
+            else:
+                policies = old.policies
+            self._entries = entries
             self._copy = Copy(
                 versions=versions,
-                malls=parts["malls"],
-                stores=parts["stores"],
-                catalogue=parts["catalogue"],
+                malls=entries["malls"],
+                stores=entries["stores"],
+                catalogue=entries["catalogue"],
+                policies=policies,
+                providers=entries["providers"],
+                table=StoreTable(entries["stores"].values())
+                if old is None or "stores" in changed
+                else old.table,
                 keyring=ring,
                 keys=keys,
                 locked=locked,
@@ -230,53 +245,135 @@ class Control:
         """One SKU of a mall's catalogue."""
         return self.copy().catalogue.get((mall_id, sku_id))
 
+    def policies(self) -> tuple[Policy, ...]:
+        """All policies that rule something: the deployment's, then those of stores and of SKUs by id."""
+        found = (policy for policy in self.copy().policies if not policy.empty)
+        order = get_args(Level)
+        return tuple(sorted(found, key=lambda p: (order.index(p.level), p.store_id, p.mall_id, p.sku_id)))
+
+    def providers(self) -> tuple[Provider, ...]:
+        """All providers of proof tokens, by id, revoked ones too."""
+        return tuple(provider for _, provider in sorted(self.copy().providers.items()))
+
     # --- writing ----------------------------------------------------------------------------------------------
     def put_malls(self, items: Sequence[Mall], *, request_id: str, actor: str) -> int:
         """Put malls whole, by id; gives the new version of the control partition. See `_put`."""
         return self._put("malls", items, request_id, actor)
 
     def put_stores(self, items: Sequence[Store], *, request_id: str, actor: str) -> int:
-        """Put stores whole, by id. Raises UnknownMall too, when a store names a mall that is not there."""
-        malls = self.copy().malls
-        for item in items:
-            for mall_id in item.mall_ids:
-                if mall_id not in malls:
-                    raise UnknownMall(
-                        f"store {item.store_id} names mall {mall_id}, which is not registered: put the mall first",
-                        field="mall_ids",
-                    )
-        return self._put("stores", items, request_id, actor)
+        """Put stores whole, by id. See `_put`.
+
+        Raises UnknownMall too, when a store names a mall that is not there, and InvalidInput when a region would have two
+        factory stores for one mall.
+        """
+
+        def check(copy: Copy) -> None:
+            for item in items:
+                for mall_id in item.mall_ids:
+                    if mall_id not in copy.malls:
+                        raise UnknownMall(
+                            f"store {item.store_id} names mall {mall_id}, which is not registered: put the mall first",
+                            field="mall_ids",
+                        )
+            check_factories(copy.stores, items)
+
+        return self._put("stores", items, request_id, actor, check, among_its_kind=True)
 
     def put_catalogue(self, items: Sequence[CatalogueEntry], *, request_id: str, actor: str) -> int:
-        """Put catalogue entries whole, by mall and SKU. Raises UnknownMall too."""
-        malls = self.copy().malls
-        for item in items:
-            if item.mall_id not in malls:
-                raise UnknownMall(
-                    f"mall {item.mall_id} is not registered: put the mall first", field="mall_id"
-                )
-        return self._put("catalogue", items, request_id, actor)
+        """Put catalogue entries whole, by mall and SKU. See `_put`.
 
-    def _put(self, kind: str, items: Sequence[_Entries], request_id: str, actor: str) -> int:
+        Raises UnknownMall too, and InvalidInput for a bundle of what is not in the catalogue, or of bundles.
+        """
+
+        def check(copy: Copy) -> None:
+            for item in items:
+                if item.mall_id not in copy.malls:
+                    raise UnknownMall(
+                        f"mall {item.mall_id} is not registered: put the mall first", field="mall_id"
+                    )
+            check_bundles(copy.catalogue, items)
+
+        return self._put("catalogue", items, request_id, actor, check, among_its_kind=True)
+
+    def put_policies(self, items: Sequence[Policy], *, request_id: str, actor: str) -> int:
+        """Put policies whole, by scope: what a policy ruled before and doesn't now is inherited again. See `_put`.
+
+        Raises InvalidInput too, when a policy's store or SKU is not there.
+        """
+
+        def check(copy: Copy) -> None:
+            for item in items:
+                if item.level == "store" and item.store_id not in copy.stores:
+                    raise InvalidInput(
+                        f"store_id is {item.store_id}, which is not registered: put the store first",
+                        field="store_id",
+                    )
+                if item.level == "sku" and (item.mall_id, item.sku_id) not in copy.catalogue:
+                    raise InvalidInput(
+                        f"sku_id is {item.sku_id}, which is not in the catalogue of mall {item.mall_id}: put it there first",
+                        field="sku_id",
+                    )
+
+        return self._put("policies", items, request_id, actor, check)
+
+    def put_providers(self, items: Sequence[Provider], *, request_id: str, actor: str) -> int:
+        """Put providers of proof tokens whole, by id: a key that is left out no longer counts. See `_put`."""
+        return self._put("providers", items, request_id, actor)
+
+    def _put(
+        self,
+        kind: str,
+        items: Sequence[_Entries],
+        request_id: str,
+        actor: str,
+        check: Callable[[Copy], None] | None = None,
+        *,
+        among_its_kind: bool = False,
+    ) -> int:
         """Put entries in one step, whole or not at all; a retry with the same request id gets the same version.
 
-        Raises TooManyItems, RequestIdReused, StaleControl, StoreUnavailable.
+        `check` refuses what may not be put into a copy, by InvalidInput. With `among_its_kind` it looks at other entries of the
+        kind, so the put happens only if those are still what it saw; what it sees of other kinds never goes away. Raises
+        TooManyItems, RequestIdReused, StoreUnavailable, Conflict (others won't stop putting the same kind).
         """
         if not 1 <= len(items) <= limits.BATCH_MAX:
             raise TooManyItems(
                 f"{len(items)} {kind} in one put; expected 1 to {limits.BATCH_MAX}", field=kind
             )
         entries = [(item.field, item.to_json()) for item in items]
-        version = state.put(
-            self._connection,
-            kind,
-            entries,
-            request=request_digest("deployment", f"put_{kind}", request_id),
-            body=body_digest(*(value for _, value in entries)),
-            actor=actor,
+
+        def put(expected_version: int | None) -> int:
+            version = state.put(
+                self._connection,
+                kind,
+                entries,
+                request=request_digest("deployment", f"put_{kind}", request_id),
+                body=body_digest(*(value for _, value in entries)),
+                actor=actor,
+                expected_version=expected_version,
+            )
+            self.refresh()
+            return version
+
+        if check is None:
+            return put(None)
+        for _ in range(_PUT_ROUNDS):
+            copy = self.refresh()
+            try:
+                check(copy)
+            except InvalidInput as refusal:
+                # What was put before may have come to be refused since; a retry gets the first answer all the same.
+                try:
+                    return put(_NEVER)
+                except Conflict:
+                    raise refusal from None
+            try:
+                return put(copy.versions[kind] if among_its_kind else None)
+            except Conflict:
+                continue
+        raise Conflict(
+            f"others keep changing the {kind}: nothing was done; try again with the same request id"
         )
-        self.refresh()
-        return version
 
     def change_keyring(
         self, change: Callable[[Keyring, int, Random], Keyring], *, request_id: str, actor: str
@@ -304,7 +401,13 @@ class Control:
         return changed
 
 
-def _key(item: _Entries) -> int | tuple[int, int]:
-    if isinstance(item, CatalogueEntry):
-        return item.mall_id, item.sku_id
-    return item.mall_id if isinstance(item, Mall) else item.store_id
+def _key(item: _Entries) -> int | str | tuple[int, int]:
+    match item:
+        case CatalogueEntry():
+            return item.mall_id, item.sku_id
+        case Mall():
+            return item.mall_id
+        case Store():
+            return item.store_id
+        case _:
+            return item.field
