@@ -50,7 +50,7 @@ from engine.verdict import (
 class IssueRequest:
     """Ask for a code. One of a batch; the request id's scope is (mall, issue).
 
-    `ttl_s` 0 means the default (48 h). `amount_fen` is what was paid, `splits` how it is shared out at redemption.
+    `version` None leaves the pickup mode to the policy of the SKUs. `ttl_s` 0 means what the policy says (48 h). `amount_fen` is what was paid, `splits` how it is shared out at redemption.
     `actor` names who caused it, for the event (for example `mall:7`).
     """
 
@@ -59,13 +59,15 @@ class IssueRequest:
     store_id: int
     order_id: str
     lines: tuple[Line, ...]
-    version: Version
+    version: Version | None
     suite: Suite
     channel: Channel = Channel.ONLINE
     ttl_s: int = 0
     amount_fen: int = 0
     splits: tuple[Split, ...] = ()
     actor: str = ""
+    replaces: bytes = b""
+    """Uid of the voided code that this one stands in for (another store); empty: none."""
 
     def __post_init__(self) -> None:
         fields.identifier(self.mall_id, "mall_id")
@@ -76,6 +78,8 @@ class IssueRequest:
         if self.ttl_s:
             fields.whole(self.ttl_s, "ttl_s", limits.TTL_S_MIN, limits.TTL_S_MAX)
         fields.whole(self.amount_fen, "amount_fen", 0, limits.AMOUNT_FEN_MAX)
+        if self.replaces:
+            fields.exactly(self.replaces, "replaces", UID_BYTES)
         fields.text(self.actor, "actor", limits.ACTOR_CHARS_MAX)
 
 
@@ -86,6 +90,10 @@ class RenderRequest:
     mall_id: int
     uid: bytes
     count: int = 1
+    position: Position | None = None
+    request_id: str = ""
+    """Needed where the policy looks at the customer's position: a place too far away counts as a try. Scope (mall, render)."""
+    actor: str = ""
 
     def __post_init__(self) -> None:
         fields.identifier(self.mall_id, "mall_id")
@@ -103,6 +111,7 @@ class RedeemRequest:
     position: Position | None = None
     lines: tuple[Line, ...] = ()
     actor: str = ""
+    proof_token: str = ""
 
     def __post_init__(self) -> None:
         fields.request_id(self.request_id)
@@ -145,6 +154,15 @@ class VoidRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle of a code: its SKU, its units at issue, and the lines that are its parts."""
+
+    sku_id: int
+    units: int
+    parts: tuple[LineState, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """A code's record as read by get: the truth about it."""
 
@@ -156,6 +174,13 @@ class Record:
     store_id: int
     order_id: str
     lines: tuple[LineState, ...]
+    """What is handed out, bundles taken apart."""
+    bundles: tuple[Bundle, ...]
+    windows_bind: bool
+    """Issued while stock was tight: only handed out in the store's pickup windows."""
+    proof_needed: bool
+    ttl_s: int
+    """Life that confirm gives a held code."""
     channel: Channel
     policy_version: int
     issued_at_ms: int
@@ -165,6 +190,8 @@ class Record:
     expires_at_s: int
     amount_fen: int
     splits: tuple[Split, ...]
+    replaces: bytes
+    """Uid of the voided code that this one stands in for; empty: none."""
     pin_generation: int
     revision: int
     cycle: int
@@ -213,6 +240,8 @@ class RenderAnswer:
     verdict: RenderVerdict
     payloads: tuple[Payload, ...] = ()
     record: Record | None = None
+    tries_left: int = 0
+    review_id: str = ""
     typed: str = ""
     pin: str = ""
 
@@ -237,6 +266,8 @@ class RedeemAnswer:
     event: EventId | None = None
     review_id: str = ""
     distance_bucket: int = 255
+    window: str = ""
+    """The next pickup window, with OUTSIDE_WINDOW."""
     replayed: bool = False
     """True when this is the remembered answer of an earlier call with the same request id."""
 
@@ -258,6 +289,8 @@ class InspectAnswer:
     review_id: str = ""
     expires_at_s: int = 0
     pin_required: bool = False
+    proof_required: bool = False
+    window: str = ""
     distance_bucket: int = 255
 
 

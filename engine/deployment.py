@@ -30,7 +30,7 @@ def system_ms() -> int:
 class Deployment:
     """One open deployment; for many threads at once.
 
-    now_ms: the clock of every verb, unix milliseconds. payload_life_s: how long a rendered payload is taken.
+    now_ms: the clock of every verb, unix milliseconds.
     """
 
     def __init__(
@@ -38,13 +38,10 @@ class Deployment:
         connection: Connection,
         constants: state.Constants,
         control: Control,
-        *,
-        payload_life_s: int,
     ) -> None:
         self.connection = connection
         self.constants = constants
         self.control = control
-        self.payload_life_s = payload_life_s
         self.now_ms = connection.now_ms
 
     @classmethod
@@ -109,7 +106,6 @@ class Deployment:
         durability: Durability = Durability.FSYNC,
         replicas: int = 0,
         partitions: int | None = None,
-        payload_life_s: int = limits.PAYLOAD_LIFE_S_DEFAULT,
         now_ms: Callable[[], int] = system_ms,
         random: Random = os.urandom,
         monotonic_s: Callable[[], float] = time.monotonic,
@@ -119,11 +115,6 @@ class Deployment:
         `partitions`, when given, must be the number it was created with. Raises DeploymentMismatch, StoreSettings,
         StoreUnavailable, InvalidInput.
         """
-        if not limits.PAYLOAD_LIFE_S_MIN <= payload_life_s <= limits.PAYLOAD_LIFE_S_MAX:
-            raise InvalidInput(
-                f"payload_life_s is {payload_life_s}; expected {limits.PAYLOAD_LIFE_S_MIN} to {limits.PAYLOAD_LIFE_S_MAX}",
-                field="payload_life_s",
-            )
         connection = Connection(store_url, durability=durability, now_ms=now_ms, replicas=replicas)
         try:
             constants = state.read_constants(connection)
@@ -148,7 +139,7 @@ class Deployment:
         except BaseException:
             connection.close()
             raise
-        return cls(connection, constants, control, payload_life_s=payload_life_s)
+        return cls(connection, constants, control)
 
     def close(self) -> None:
         """Stop watching and close the connections. Calls in flight fail with StoreUnavailable."""

@@ -8,7 +8,7 @@ from typing import Final
 
 from engine.deployment import Deployment
 from engine.errors import PickgateError
-from engine.state import due
+from engine.state import due, transfers
 from engine.state.due import Swept
 
 __all__ = ["SWEEP_S", "Sweeper", "Swept", "sweep"]
@@ -20,10 +20,13 @@ SWEEP_S: Final = 5.0
 
 
 def sweep(deployment: Deployment) -> Swept:
-    """Expire all that is due and release its stock; forget what ended 72 h ago. May run anywhere, any number of times.
+    """Expire all that is due and release its stock; forget what ended 72 h ago; bring in transfers that were cut off.
+
+    May run anywhere, any number of times.
 
     Raises StoreUnavailable and its like; what was done until then stays done.
     """
+    transfers.complete(deployment.connection)
     return due.sweep(deployment.connection, since_ms=deployment.constants.created_at_ms)
 
 

@@ -138,6 +138,14 @@ class Span:
     end_ms: int
     name: str = ""
 
+    def text(self, time_zone: str) -> str:
+        """For people, in any language: name, date and wall times of `time_zone`, as "早市 2026-10-04 09:00–11:00"."""
+        start, end = (
+            datetime.fromtimestamp(at_ms // 1000, ZoneInfo(time_zone))
+            for at_ms in (self.start_ms, self.end_ms)
+        )
+        return f"{self.name} {start:%Y-%m-%d %H:%M}–{end:%H:%M}".lstrip()
+
 
 class Calendar:
     """The spans of one store, worked out day by day and kept. For many threads at once."""

@@ -1,18 +1,23 @@
-"""Issue, render, void, get: the verbs of the mall.
+"""Issue, hold, confirm, extend, render, void, get: the verbs of the mall.
 
 Every verb takes a batch and answers with one outcome per item: an answer, or the error of that item alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
-from engine import limits, serial
+from engine import limits, policy, serial
 from engine.calls import (
+    ConfirmAnswer,
+    ConfirmRequest,
+    ExtendAnswer,
+    ExtendRequest,
+    HoldAnswer,
     IssueAnswer,
     IssueRequest,
     Payload,
@@ -22,17 +27,28 @@ from engine.calls import (
     VoidAnswer,
     VoidRequest,
 )
-from engine.claims import State, Version, partition_of
+from engine.claims import Line, State, Version, partition_of
 from engine.control import Copy
 from engine.deployment import Deployment
 from engine.errors import InvalidInput, PickgateError, TooManyItems, UnknownMall
 from engine.idempotency import body_digest, request_digest
 from engine.keyring import Keys
 from engine.registered import registered
-from engine.state import codes
+from engine.state import codes, lifecycle
+from engine.state.connection import Connection
 from engine.state.keys import partition_of_store
-from engine.verdict import IssueVerdict, RenderVerdict, VoidVerdict
+from engine.verdict import (
+    ConfirmVerdict,
+    ExtendVerdict,
+    HoldVerdict,
+    IssueVerdict,
+    RedeemVerdict,
+    RenderVerdict,
+    VoidVerdict,
+)
 from ext.codec import CLAIMS, seal_text_batch
+
+_Changed = TypeVar("_Changed", ConfirmAnswer, ExtendAnswer)
 
 SEVERAL_LINES: Final = 0
 """In place of the item: the code has several lines, see the record (docs/format.md)."""
@@ -41,13 +57,44 @@ NO_STORE: Final = 0
 """In place of a store's id: there is none."""
 
 
-# --- issue ----------------------------------------------------------------------------------------------------------
+# --- issue and hold -------------------------------------------------------------------------------------------------
 def issue(deployment: Deployment, batch: Sequence[IssueRequest]) -> list[IssueAnswer | PickgateError]:
     """Make codes, each with its stock reserved. A retry with the same request id finds the code that the first try made.
 
     Raises TooManyItems, StaleControl, KeyringLocked for the batch; NoActiveKey, UnknownMall, RequestIdReused, StoreUnavailable
     come per item.
     """
+    return _make(deployment, batch, State.LIVE)
+
+
+def hold(deployment: Deployment, batch: Sequence[IssueRequest]) -> list[HoldAnswer | PickgateError]:
+    """Reserve the stock of codes before they are paid; each becomes live by confirm, or ends by itself after its hold_s.
+
+    Raises as issue.
+    """
+    outcomes: list[HoldAnswer | PickgateError] = []
+    for answer in _make(deployment, batch, State.HELD):
+        if isinstance(answer, PickgateError):
+            outcomes.append(answer)
+            continue
+        outcomes.append(
+            HoldAnswer(
+                verdict=HoldVerdict.numbered(answer.verdict.number),
+                uid=answer.uid,
+                expires_at_s=answer.expires_at_s,
+                issued_at_ms=answer.issued_at_ms,
+                sku_id=answer.sku_id,
+                store_id=answer.store_id,
+                event=answer.event,
+                replayed=answer.replayed,
+            )
+        )
+    return outcomes
+
+
+def _make(
+    deployment: Deployment, batch: Sequence[IssueRequest], state: State
+) -> list[IssueAnswer | PickgateError]:
     if len(batch) > limits.BULK_MAX:
         raise TooManyItems(
             f"{len(batch)} codes in one batch; expected at most {limits.BULK_MAX}", field="codes"
@@ -60,13 +107,14 @@ def issue(deployment: Deployment, batch: Sequence[IssueRequest]) -> list[IssueAn
     items: list[codes.IssueItem] = []
     for n, request in enumerate(batch):
         try:
-            items.append(_issue_item(deployment, copy, keys, request, now_s))
+            items.append(_issue_item(deployment, copy, keys, request, state, now_s))
             wanted.append(n)
         except PickgateError as error:
             outcomes[n] = error
     answers = registered(deployment.connection, items, codes.issue)
-    for n, request, answer in zip(wanted, (batch[n] for n in wanted), answers, strict=True):
-        outcomes[n] = _with_secrets(keys, request, answer)
+    for n, answer in zip(wanted, answers, strict=True):
+        # What is held is not paid yet: its secrets come with the confirmation.
+        outcomes[n] = answer if state is State.HELD else _with_secrets(keys, answer)
     return [outcome for outcome in outcomes if outcome is not None]
 
 
@@ -87,67 +135,124 @@ def _finding(copy: Copy, request: IssueRequest) -> tuple[IssueVerdict | None, in
     return None, 0
 
 
+def take_apart(copy: Copy, mall_id: int, lines: Sequence[Line]) -> tuple[list[Line], list[codes.BundleItem]]:
+    """Lines with bundles replaced by their parts, and which of them belong to which bundle.
+
+    Done once, at issue, so that what was reserved is what will be released, whatever becomes of the catalogue. Raises
+    InvalidInput when that makes too many lines, or too many units of one.
+    """
+    plain: list[Line] = []
+    bundles: list[codes.BundleItem] = []
+    for n, line in enumerate(lines):
+        entry = copy.catalogue.get((mall_id, line.sku_id))
+        if entry is None or not entry.parts:
+            plain.append(line)
+            continue
+        bundles.append(codes.BundleItem(line.sku_id, line.count, len(plain) + 1, len(entry.parts)))
+        for part_id, count in entry.parts:
+            if line.count * count > limits.COUNT_MAX:
+                raise InvalidInput(
+                    f"lines[{n}].count is {line.count} bundles with {count} units of SKU {part_id} each; expected at most"
+                    f" {limits.COUNT_MAX} units of a SKU",
+                    field=f"lines[{n}].count",
+                )
+            plain.append(Line(part_id, line.count * count))
+    if len(plain) > limits.LINES_MAX:
+        raise InvalidInput(
+            f"lines has {len(plain)} SKUs when its bundles are taken apart; expected at most {limits.LINES_MAX}",
+            field="lines",
+        )
+    return plain, bundles
+
+
 def _issue_item(
-    deployment: Deployment, copy: Copy, keys: Keys, request: IssueRequest, now_s: int
+    deployment: Deployment, copy: Copy, keys: Keys, request: IssueRequest, state: State, now_s: int
 ) -> codes.IssueItem:
     if request.mall_id not in copy.malls:
         raise UnknownMall(f"mall {request.mall_id} is not registered: put it first", field="mall_id")
     finding, finding_sku = _finding(copy, request)
+    terms = copy.policies.resolve_lines(
+        request.store_id, request.mall_id, [line.sku_id for line in request.lines]
+    )
+    version = request.version or terms.version
+    proof_needed = version is Version.VALUABLE and bool(copy.providers)
+    if proof_needed and not terms.proof_methods:
+        raise InvalidInput(
+            "the SKUs' policies have no way of proof in common: issue a code for each, or change the policies",
+            field="lines",
+        )
     # Without an active key the code could never be shown: refuse before stock is reserved for it.
-    keys.active_kid(request.version, request.suite)
-    static = request.version is Version.STATIC
+    keys.active_kid(version, request.suite)
+    static = version is Version.STATIC
     if static:
         keys.active_serial_prf()
-    partition = partition_of_store(request.store_id, deployment.constants.partitions)
     keys.active_uid_prf()
-    candidates = [
-        uid
-        for prf in keys.uid_prfs
-        for uid in serial.uid_candidates(
-            prf, request.mall_id, request.request_id.encode(), request.version, partition
-        )
-    ]
+    lines, bundles = take_apart(copy, request.mall_id, request.lines)
+    free, others = _candidates(deployment, keys, request, version)
+    ttl_s = request.ttl_s or terms.code_ttl_s
     return codes.IssueItem(
-        request=request_digest(f"mall:{request.mall_id}", "issue", request.request_id),
+        request=request_digest(
+            f"mall:{request.mall_id}", "hold" if state is State.HELD else "issue", request.request_id
+        ),
         body=body_digest(
             request.store_id,
             request.order_id,
             [(line.sku_id, line.count) for line in request.lines],
-            request.version,
+            request.version or 0,
             request.suite,
             request.channel,
             request.ttl_s,
             request.amount_fen,
             codes.pack_splits(request.splits),
+            request.replaces,
         ),
         mall_id=request.mall_id,
         store_id=request.store_id,
         channel=request.channel,
-        version=request.version,
+        version=version,
         suite=request.suite,
+        state=state,
         policy_version=copy.version,
-        expires_at_s=now_s + (request.ttl_s or limits.TTL_S_DEFAULT),
+        expires_at_s=now_s + (terms.hold_s if state is State.HELD else ttl_s),
+        ttl_s=ttl_s,
+        proof_needed=proof_needed,
         amount_fen=request.amount_fen,
         pin_generation=keys.active_pin_generation() if static else 0,
-        candidates=candidates,
-        lines=request.lines,
+        candidates=[*free, *others],
+        candidates_free=len(free),
+        lines=lines,
+        bundles=bundles,
         order_id=request.order_id,
         splits=request.splits,
         actor=request.actor,
         finding=finding,
         finding_sku=finding_sku,
+        replaces=request.replaces,
     )
 
 
-def _with_secrets(
-    keys: Keys, request: IssueRequest, answer: IssueAnswer | PickgateError
-) -> IssueAnswer | PickgateError:
+def _candidates(
+    deployment: Deployment, keys: Keys, request: IssueRequest, version: Version
+) -> tuple[list[bytes], list[bytes]]:
+    """Uids that a request may get, and those it got if the policy asked for another version at its first try."""
+    partition = partition_of_store(request.store_id, deployment.constants.partitions)
+
+    def of(version: Version) -> list[bytes]:
+        return [
+            uid
+            for prf in keys.uid_prfs
+            for uid in serial.uid_candidates(
+                prf, request.mall_id, request.request_id.encode(), version, partition
+            )
+        ]
+
+    others = () if request.version is not None else (other for other in Version if other is not version)
+    return of(version), [uid for other in others for uid in of(other)]
+
+
+def _with_secrets(keys: Keys, answer: IssueAnswer | PickgateError) -> IssueAnswer | PickgateError:
     """Add what is derived rather than stored: the typed serial and the PIN of a static code."""
-    if (
-        isinstance(answer, PickgateError)
-        or not answer.verdict.success
-        or request.version is not Version.STATIC
-    ):
+    if isinstance(answer, PickgateError) or not answer.verdict.success or not answer.pin_generation:
         return answer
     try:
         typed, pin = _secrets(keys, answer.uid, answer.pin_generation)
@@ -161,32 +266,159 @@ def _secrets(keys: Keys, uid: bytes, pin_generation: int) -> tuple[str, str]:
     return typed, serial.pin_of(keys.pin_prf(pin_generation), uid, pin_generation)
 
 
+# --- confirm and extend ---------------------------------------------------------------------------------------------
+def confirm(deployment: Deployment, batch: Sequence[ConfirmRequest]) -> list[ConfirmAnswer | PickgateError]:
+    """Make held codes live, because they were paid; their life counts from now. Raises as void, and KeyringLocked."""
+    _check_batch(len(batch), "confirmations")
+    keys = deployment.control.copy().usable_keys()
+    now_s = deployment.now_ms() // 1000
+    records = codes.read(deployment.connection, [request.uid for request in batch])
+    items = [
+        lifecycle.ChangeItem(
+            uid=request.uid,
+            request=request_digest(f"mall:{request.mall_id}", "confirm", request.request_id),
+            body=body_digest(request.uid),
+            mall_id=request.mall_id,
+            expires_at_s=now_s + (record.ttl_s if record else 0),
+            actor=request.actor,
+        )
+        for request, record in zip(batch, records, strict=True)
+    ]
+    unknown = ConfirmAnswer(ConfirmVerdict.UNKNOWN_CODE)
+    outcomes: list[ConfirmAnswer | PickgateError] = []
+    for record, outcome in zip(records, _changed(deployment, items, lifecycle.confirm, unknown), strict=True):
+        if (
+            not isinstance(outcome, PickgateError)
+            and outcome.verdict.success
+            and record is not None
+            and record.pin_generation
+        ):
+            try:
+                typed, pin = _secrets(keys, record.uid, record.pin_generation)
+                outcomes.append(replace(outcome, typed=typed, pin=pin))
+            except PickgateError as error:
+                outcomes.append(error)
+        else:
+            outcomes.append(outcome)
+    return outcomes
+
+
+def extend(deployment: Deployment, batch: Sequence[ExtendRequest]) -> list[ExtendAnswer | PickgateError]:
+    """Move the expiry of codes to a later time, at most 400 days from their issue. Raises as void."""
+    _check_batch(len(batch), "extensions")
+    deployment.control.copy()
+    items = [
+        lifecycle.ChangeItem(
+            uid=request.uid,
+            request=request_digest(f"mall:{request.mall_id}", "extend", request.request_id),
+            body=body_digest(request.uid, request.expires_at_s),
+            mall_id=request.mall_id,
+            expires_at_s=request.expires_at_s,
+            actor=request.actor,
+        )
+        for request in batch
+    ]
+    return _changed(deployment, items, lifecycle.extend, ExtendAnswer(ExtendVerdict.UNKNOWN_CODE))
+
+
+def _changed(
+    deployment: Deployment,
+    items: Sequence[lifecycle.ChangeItem],
+    decide: Callable[[Connection, Sequence[lifecycle.ChangeItem]], list[_Changed | PickgateError]],
+    unknown: _Changed,
+) -> list[_Changed | PickgateError]:
+    """Run a change behind the register of request ids; a uid of a partition that doesn't exist is unknown at once."""
+    there = [partition_of(item.uid) < deployment.constants.partitions for item in items]
+    answers = iter(
+        registered(
+            deployment.connection,
+            [item for item, is_there in zip(items, there, strict=True) if is_there],
+            decide,
+        )
+    )
+    return [next(answers) if is_there else unknown for is_there in there]
+
+
+def _check_batch(items: int, what: str) -> None:
+    if items > limits.BATCH_MAX:
+        raise TooManyItems(f"{items} {what} in one batch; expected at most {limits.BATCH_MAX}", field="codes")
+
+
 # --- render ---------------------------------------------------------------------------------------------------------
 def render(deployment: Deployment, batch: Sequence[RenderRequest]) -> list[RenderAnswer | PickgateError]:
-    """Seal the payloads that a customer shows. Changes nothing.
+    """Seal the payloads that a customer shows. Changes nothing, but for a counted try when the customer is too far away.
 
     Stamps. The counter block of a sealed payload is uid ‖ stamp, so two payloads of one uid and stamp must be identical. The
     payload to show now takes an even second, not below the record's floor, which each change raises; payloads ahead take an
     odd second of their own minute, 1 + 2 × revision. So neither a change of the record, nor a mixture of both kinds, can bring
-    one stamp with two contents. Raises StaleControl, KeyringLocked, StoreUnavailable for the batch.
+    one stamp with two contents. Raises TooManyItems, StaleControl, KeyringLocked, StoreUnavailable for the batch.
     """
-    if len(batch) > limits.BATCH_MAX:
-        raise TooManyItems(
-            f"{len(batch)} renders in one batch; expected at most {limits.BATCH_MAX}", field="codes"
-        )
-    keys = deployment.control.copy().usable_keys()
+    _check_batch(len(batch), "renders")
+    copy = deployment.control.copy()
+    keys = copy.usable_keys()
     now_ms = deployment.now_ms()
     records = codes.read(deployment.connection, [request.uid for request in batch])
+    places = _judge_customers(copy, batch, records)
     outcomes: list[RenderAnswer | PickgateError] = []
-    for request, record in zip(batch, records, strict=True):
+    far: list[int] = []
+    tries: list[lifecycle.TryItem] = []
+    for n, (request, record, place) in enumerate(zip(batch, records, places, strict=True)):
         try:
-            outcomes.append(_render(deployment, keys, request, record, now_ms))
+            outcomes.append(_render(copy, keys, request, record, place[0], now_ms))
         except PickgateError as error:
             outcomes.append(error)
+        if _verdict(outcomes[n]) is RenderVerdict.OUT_OF_RANGE:
+            far.append(n)
+            tries.append(
+                lifecycle.TryItem(
+                    uid=request.uid,
+                    request=request_digest(f"mall:{request.mall_id}", "render", request.request_id),
+                    body=body_digest(request.uid),
+                    mall_id=request.mall_id,
+                    verdict=RenderVerdict.OUT_OF_RANGE,
+                    distance_bucket=place[1],
+                    actor=request.actor,
+                )
+            )
+    for n, counted in zip(far, lifecycle.count_tries(deployment.connection, tries), strict=True):
+        if isinstance(counted, PickgateError):
+            outcomes[n] = counted
+        elif counted is not None:
+            review_id = str(counted.event) if counted.verdict is RenderVerdict.LOCKED else ""
+            outcomes[n] = RenderAnswer(
+                counted.verdict, record=records[n], tries_left=counted.tries_left, review_id=review_id
+            )
     return outcomes
 
 
+def _verdict(outcome: RenderAnswer | PickgateError) -> RenderVerdict | None:
+    return None if isinstance(outcome, PickgateError) else outcome.verdict
+
+
+def _judge_customers(
+    copy: Copy, batch: Sequence[RenderRequest], records: Sequence[Record | None]
+) -> list[tuple[RenderVerdict | None, int]]:
+    """What each customer's position says against showing the code, by the policy of its SKUs."""
+    stores = [copy.stores.get(record.store_id) if record else None for record in records]
+    rules = [
+        copy.policies.resolve_lines(
+            record.store_id, record.mall_id, [line.sku_id for line in record.lines]
+        ).customer_location
+        if record
+        else "off"
+        for record in records
+    ]
+    findings = policy.judge_places(stores, [request.position for request in batch], rules)
+    return [(_PLACE_OF_RENDER[finding] if finding else None, bucket) for finding, bucket in findings]
+
+
+_PLACE_OF_RENDER: Final = {
+    RedeemVerdict.LOCATION_REQUIRED: RenderVerdict.LOCATION_REQUIRED,
+    RedeemVerdict.LOCATION_UNRELIABLE: RenderVerdict.LOCATION_UNRELIABLE,
+    RedeemVerdict.OUT_OF_RANGE: RenderVerdict.OUT_OF_RANGE,
+}
 _RENDER_REFUSALS: Final = {
+    State.HELD: RenderVerdict.NOT_CONFIRMED,
     State.REDEEMED: RenderVerdict.ALREADY_REDEEMED,
     State.VOIDED: RenderVerdict.VOIDED,
     State.EXPIRED: RenderVerdict.EXPIRED,
@@ -195,22 +427,34 @@ _RENDER_REFUSALS: Final = {
 
 
 def _render(
-    deployment: Deployment, keys: Keys, request: RenderRequest, record: Record | None, now_ms: int
+    copy: Copy,
+    keys: Keys,
+    request: RenderRequest,
+    record: Record | None,
+    place: RenderVerdict | None,
+    now_ms: int,
 ) -> RenderAnswer:
-    life_s = deployment.payload_life_s
+    if record is None or record.mall_id != request.mall_id:
+        return RenderAnswer(RenderVerdict.UNKNOWN_CODE)
+    life_s = copy.policies.resolve(record.store_id).payload_life_s
     if not 1 <= request.count <= limits.RENDER_AHEAD_S_MAX // life_s:
         raise InvalidInput(
             f"count is {request.count}; expected 1 to {limits.RENDER_AHEAD_S_MAX // life_s}: a day's worth",
             field="count",
         )
-    if record is None or record.mall_id != request.mall_id:
-        return RenderAnswer(RenderVerdict.UNKNOWN_CODE)
     now_s = now_ms // 1000
     refusal = _RENDER_REFUSALS.get(record.state)
-    if refusal is None and record.expires_at_s <= now_s:
+    if not record.state.ended and record.state is not State.LOCKED and record.expires_at_s <= now_s:
         refusal = RenderVerdict.EXPIRED
+    refusal = refusal or place
+    if refusal is RenderVerdict.OUT_OF_RANGE and not request.request_id:
+        raise InvalidInput(
+            "request_id is missing; expected one, because the customer's distance counts as a try here",
+            field="request_id",
+        )
     if refusal is not None:
-        return RenderAnswer(refusal, record=record)
+        review_id = str(record.lock) if refusal is RenderVerdict.LOCKED and record.lock else ""
+        return RenderAnswer(refusal, record=record, review_id=review_id)
 
     typed = pin = ""
     stamps = [now_stamp(now_s, record.stamp_floor_s)]
@@ -231,7 +475,7 @@ def _render(
             break
         valid_until_ms = (stamp + life_s + limits.STAMP_SKEW_S) * 1000 + 999
         payloads.append(Payload(text, valid_from_ms, min(valid_until_ms, record.expires_at_s * 1000 - 1)))
-    return RenderAnswer(RenderVerdict.RENDERED, tuple(payloads), record, typed, pin)
+    return RenderAnswer(RenderVerdict.RENDERED, tuple(payloads), record, typed=typed, pin=pin)
 
 
 def now_stamp(now_s: int, stamp_floor_s: int) -> int:
@@ -271,10 +515,7 @@ def seal(keys: Keys, record: Record, stamps: Sequence[int]) -> list[str]:
 # --- void -----------------------------------------------------------------------------------------------------------
 def void(deployment: Deployment, batch: Sequence[VoidRequest]) -> list[VoidAnswer | PickgateError]:
     """End codes and release what they reserve. Raises TooManyItems, StaleControl, StoreUnavailable for the batch."""
-    if len(batch) > limits.BATCH_MAX:
-        raise TooManyItems(
-            f"{len(batch)} voids in one batch; expected at most {limits.BATCH_MAX}", field="codes"
-        )
+    _check_batch(len(batch), "voids")
     deployment.control.copy()
     records = codes.read(deployment.connection, [request.uid for request in batch])
     outcomes: list[VoidAnswer | PickgateError | None] = [None] * len(batch)
@@ -323,6 +564,6 @@ def get_by_request_id(
             for prf in keys.uid_prfs
             for uid in serial.uid_candidates(prf, mall_id, request_id.encode(), version, partition)
         ]
-        request = request_digest(f"mall:{mall_id}", "issue", request_id)
-        found.append(codes.find_request(deployment.connection, request, candidates))
+        requests = {request_digest(f"mall:{mall_id}", verb, request_id) for verb in ("issue", "hold")}
+        found.append(codes.find_request(deployment.connection, requests, candidates))
     return found

@@ -12,6 +12,7 @@ import numpy as np
 
 from engine import limits
 from engine.claims import Position
+from engine.policies import LocationRule
 from engine.stores import Store
 from engine.verdict import RedeemVerdict
 from ext.place import DISTANCE_BUCKET_UNKNOWN, distance_batch, distance_bucket, within_batch
@@ -34,20 +35,20 @@ def is_stale(stamp_s: int, expires_at_s: int, now_s: int, *, life_s: int, static
 
 
 def judge_places(
-    stores: Sequence[Store | None], positions: Sequence[Position | None]
+    stores: Sequence[Store | None], positions: Sequence[Position | None], rules: Sequence[LocationRule]
 ) -> list[tuple[RedeemVerdict | None, int]]:
-    """For each terminal, what its position says against it (None: nothing), and the distance bucket that may be kept.
+    """For each caller, what its position says against it (None: nothing), and the distance bucket that may be kept.
 
-    Passes when distance ≤ radius + min(accuracy, 100 m), compared in the caller's datum. `stores[i]` is the terminal's own
-    store; None (unknown) finds nothing here, because it can't be a code's store either.
+    Passes when distance ≤ radius + min(accuracy, 100 m), compared in the caller's datum. `stores[i]` is the store that the
+    caller should be at; None (unknown) finds nothing here. `rules[i]` says whether the position is looked at.
     """
     findings: list[tuple[RedeemVerdict | None, int]] = [(None, UNKNOWN_DISTANCE)] * len(stores)
     measured: list[int] = []
-    for n, (store, position) in enumerate(zip(stores, positions, strict=True)):
-        if store is None or store.terminal_location == "off":
+    for n, (store, position, rule) in enumerate(zip(stores, positions, rules, strict=True)):
+        if store is None or rule == "off":
             continue
         if position is None:
-            if store.terminal_location == "required":
+            if rule == "required":
                 findings[n] = (RedeemVerdict.LOCATION_REQUIRED, UNKNOWN_DISTANCE)
         elif position.accuracy_m > limits.ACCURACY_M_MAX:
             findings[n] = (RedeemVerdict.LOCATION_UNRELIABLE, UNKNOWN_DISTANCE)

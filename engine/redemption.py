@@ -1,4 +1,4 @@
-"""Redeem and inspect: the verbs of the store terminal, and the way of a redemption, which never turns back:
+"""Redeem, inspect and reverse: the verbs of the store terminal, and the way of a redemption, which never turns back:
 
 code text → open (kernels) → pure policy → one script call per partition → verdict.
 """
@@ -8,18 +8,28 @@ from __future__ import annotations
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Final
+from zoneinfo import ZoneInfo
 
-from engine import limits, policy, serial
-from engine.calls import InspectAnswer, InspectRequest, RedeemAnswer, RedeemRequest
+from engine import hours, limits, policy, proof, serial
+from engine.calls import (
+    InspectAnswer,
+    InspectRequest,
+    RedeemAnswer,
+    RedeemRequest,
+    ReverseAnswer,
+    ReverseRequest,
+)
 from engine.claims import Line, Position, Terminal, Version, partition_of
 from engine.control import Copy
 from engine.deployment import Deployment
 from engine.errors import PickgateError, TooManyItems
 from engine.idempotency import body_digest, request_digest
 from engine.keyring import Keys
-from engine.state import codes
-from engine.verdict import InspectVerdict, RedeemVerdict
+from engine.state import codes, lifecycle
+from engine.stores import Store
+from engine.verdict import InspectVerdict, RedeemVerdict, ReverseVerdict
 from ext.codec import OpenStatus, open_text_batch, pack
 
 _NOBODY: Final = b"\0" * 12
@@ -32,6 +42,8 @@ class Opened:
     uid: bytes
     version: int
     stale: bool
+    sku_id: int = 0
+    """The SKU that the payload names; 0: several, or it doesn't say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +55,16 @@ class _Try:
     position: Position | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Findings:
+    """What the pure policy found against one try."""
+
+    place: RedeemVerdict | None
+    distance_bucket: int
+    closed: RedeemVerdict | None
+    window: RedeemVerdict | None
+
+
 def redeem(deployment: Deployment, batch: Sequence[RedeemRequest]) -> list[RedeemAnswer | PickgateError]:
     """Decide tries to redeem, each once and for all. A retry with the same request id gets the first answer.
 
@@ -50,8 +72,8 @@ def redeem(deployment: Deployment, batch: Sequence[RedeemRequest]) -> list[Redee
     """
     copy, keys = _ready(deployment, len(batch))
     tries = [_Try(request.terminal, request.code, request.position) for request in batch]
-    opened = open_codes(deployment, keys, [request.code for request in batch])
-    places = _judge_places(copy, tries)
+    opened = open_codes(deployment, copy, [request.code for request in batch])
+    findings = _judge(deployment, copy, tries)
     wanted: list[int] = []
     items: list[codes.RedeemItem] = []
     for n, (request, code) in enumerate(zip(batch, opened, strict=True)):
@@ -60,11 +82,11 @@ def redeem(deployment: Deployment, batch: Sequence[RedeemRequest]) -> list[Redee
         wanted.append(n)
         items.append(
             _item(
-                copy,
                 request.terminal,
                 code,
-                places[n],
+                findings[n],
                 pin=_judge_pin(keys, code, request.pin),
+                proof=_judge_proof(deployment, copy, code, request),
                 request=request_digest(
                     f"terminal:{request.terminal.mall_id}:{request.terminal.store_id}:{request.terminal.terminal_id}",
                     "redeem",
@@ -78,7 +100,7 @@ def redeem(deployment: Deployment, batch: Sequence[RedeemRequest]) -> list[Redee
         )
     outcomes: list[RedeemAnswer | PickgateError] = [RedeemAnswer(RedeemVerdict.INVALID_CODE) for _ in batch]
     for n, facts in zip(wanted, codes.redeem(deployment.connection, items), strict=True):
-        outcomes[n] = facts if isinstance(facts, PickgateError) else _named(copy, facts.answer)
+        outcomes[n] = facts if isinstance(facts, PickgateError) else _named(deployment, copy, facts.answer)
     return outcomes
 
 
@@ -87,10 +109,10 @@ def inspect(deployment: Deployment, batch: Sequence[InspectRequest]) -> list[Ins
 
     Raises as redeem.
     """
-    copy, keys = _ready(deployment, len(batch))
+    copy, _ = _ready(deployment, len(batch))
     tries = [_Try(request.terminal, request.code, request.position) for request in batch]
-    opened = open_codes(deployment, keys, [request.code for request in batch])
-    places = _judge_places(copy, tries)
+    opened = open_codes(deployment, copy, [request.code for request in batch])
+    findings = _judge(deployment, copy, tries)
     wanted: list[int] = []
     items: list[codes.RedeemItem] = []
     for n, (request, code) in enumerate(zip(batch, opened, strict=True)):
@@ -99,11 +121,11 @@ def inspect(deployment: Deployment, batch: Sequence[InspectRequest]) -> list[Ins
         wanted.append(n)
         items.append(
             _item(
-                copy,
                 request.terminal,
                 code,
-                places[n],
+                findings[n],
                 pin=(codes.NO_PIN, codes.NO_PIN),
+                proof=None,
                 request=_NOBODY,
                 body=_NOBODY[:8],
                 lines=(),
@@ -115,7 +137,7 @@ def inspect(deployment: Deployment, batch: Sequence[InspectRequest]) -> list[Ins
         InspectAnswer(InspectVerdict.INVALID_CODE) for _ in batch
     ]
     for n, facts in zip(wanted, codes.redeem(deployment.connection, items), strict=True):
-        outcomes[n] = facts if isinstance(facts, PickgateError) else _inspected(copy, facts)
+        outcomes[n] = facts if isinstance(facts, PickgateError) else _inspected(deployment, copy, facts)
     return outcomes
 
 
@@ -126,11 +148,12 @@ def _ready(deployment: Deployment, items: int) -> tuple[Copy, Keys]:
     return copy, copy.usable_keys()
 
 
-def open_codes(deployment: Deployment, keys: Keys, texts: Sequence[str]) -> list[Opened | None]:
+def open_codes(deployment: Deployment, copy: Copy, texts: Sequence[str]) -> list[Opened | None]:
     """Prove codes genuine, scanned payloads and typed serials alike; None for anything that is not.
 
     Whatever is wrong with a code, the answer is the same. A payload that isn't ASCII can't be one.
     """
+    keys = copy.usable_keys()
     now_s = deployment.now_ms() // 1000
     opened: list[Opened | None] = [None] * len(texts)
     scanned: list[int] = []
@@ -154,16 +177,48 @@ def open_codes(deployment: Deployment, keys: Keys, texts: Sequence[str]) -> list
                 int(row["stamp"]),
                 int(row["exp"]),
                 now_s,
-                life_s=deployment.payload_life_s,
+                life_s=copy.policies.resolve(int(row["store"])).payload_life_s,
                 static=row["version"] == Version.STATIC,
             )
-            opened[n] = Opened(uid, int(row["version"]), stale)
+            opened[n] = Opened(uid, int(row["version"]), stale, int(row["item"]))
     return opened
 
 
-def _judge_places(copy: Copy, tries: Sequence[_Try]) -> list[tuple[RedeemVerdict | None, int]]:
+def _judge(deployment: Deployment, copy: Copy, tries: Sequence[_Try]) -> list[_Findings]:
     stores = [copy.stores.get(attempt.terminal.store_id) for attempt in tries]
-    return policy.judge_places(stores, [attempt.position for attempt in tries])
+    rules = [copy.policies.resolve(attempt.terminal.store_id).terminal_location for attempt in tries]
+    places = policy.judge_places(stores, [attempt.position for attempt in tries], rules)
+    now_ms = deployment.now_ms()
+    return [
+        _Findings(
+            place,
+            bucket,
+            RedeemVerdict.STORE_CLOSED if store is not None and not hours.is_open(store, now_ms) else None,
+            RedeemVerdict.OUTSIDE_WINDOW
+            if store is not None and store.pickup_windows and hours.in_window(store, now_ms) is None
+            else None,
+        )
+        for store, (place, bucket) in zip(stores, places, strict=True)
+    ]
+
+
+def _judge_proof(
+    deployment: Deployment, copy: Copy, code: Opened, request: RedeemRequest
+) -> RedeemVerdict | None:
+    """What the proof token says against a valuable code; whether it needs one, its record says."""
+    if code.version != Version.VALUABLE:
+        return None
+    if not request.proof_token:
+        return RedeemVerdict.PROOF_REQUIRED
+    terms = copy.policies.resolve(request.terminal.store_id, request.terminal.mall_id, code.sku_id)
+    found = proof.check(
+        request.proof_token,
+        copy.providers,
+        uid=code.uid,
+        offered=terms.proof_methods,
+        now_ms=deployment.now_ms(),
+    )
+    return None if isinstance(found, proof.Proof) else RedeemVerdict.PROOF_REJECTED
 
 
 def _judge_pin(keys: Keys, code: Opened, pin: str) -> tuple[int, int]:
@@ -178,19 +233,18 @@ def _judge_pin(keys: Keys, code: Opened, pin: str) -> tuple[int, int]:
 
 
 def _item(
-    copy: Copy,
     terminal: Terminal,
     code: Opened,
-    place: tuple[RedeemVerdict | None, int],
+    findings: _Findings,
     *,
     pin: tuple[int, int],
+    proof: RedeemVerdict | None,
     request: bytes,
     body: bytes,
     lines: Sequence[Line],
     actor: str,
     dry: bool,
 ) -> codes.RedeemItem:
-    store = copy.stores.get(terminal.store_id)
     return codes.RedeemItem(
         uid=code.uid,
         request=request,
@@ -201,23 +255,38 @@ def _item(
         version=code.version,
         stale=code.stale,
         pin=pin,
-        place=place[0],
-        closed=RedeemVerdict.STORE_CLOSED if store is not None and store.closed else None,
-        distance_bucket=place[1],
+        proof=proof,
+        place=findings.place,
+        closed=findings.closed,
+        window=findings.window,
+        distance_bucket=findings.distance_bucket,
         lines=lines,
         actor=actor,
         dry=dry,
     )
 
 
-def _named(copy: Copy, answer: RedeemAnswer) -> RedeemAnswer:
-    """Add the name of the store that a code is for."""
+def _named(deployment: Deployment, copy: Copy, answer: RedeemAnswer) -> RedeemAnswer:
+    """Add what only the set-up knows: the name of the code's store, and its next pickup window where that matters."""
     store = copy.stores.get(answer.store_id)
-    return replace(answer, store_name=store.name) if store else answer
+    if store is None:
+        return answer
+    window = ""
+    if answer.verdict is RedeemVerdict.OUTSIDE_WINDOW:
+        span = hours.next_window(store, deployment.now_ms())
+        window = _window_text(span, store) if span else ""
+    return replace(answer, store_name=store.name, window=window)
 
 
-def _inspected(copy: Copy, facts: codes.RedeemFacts) -> InspectAnswer:
-    answer = _named(copy, facts.answer)
+def _window_text(span: hours.Span, store: Store) -> str:
+    """A pickup window as the clerk reads it, in the store's own time: name, day, from, to."""
+    zone = ZoneInfo(store.time_zone)
+    start, end = (datetime.fromtimestamp(at_ms / 1000, zone) for at_ms in (span.start_ms, span.end_ms))
+    return f"{span.name} {start:%Y-%m-%d %H:%M}-{end:%H:%M}"
+
+
+def _inspected(deployment: Deployment, copy: Copy, facts: codes.RedeemFacts) -> InspectAnswer:
+    answer = _named(deployment, copy, facts.answer)
     return InspectAnswer(
         verdict=InspectVerdict.numbered(answer.verdict.number),
         uid=answer.uid,
@@ -232,5 +301,63 @@ def _inspected(copy: Copy, facts: codes.RedeemFacts) -> InspectAnswer:
         review_id=answer.review_id,
         expires_at_s=facts.expires_at_s,
         pin_required=facts.version == Version.STATIC,
+        proof_required=facts.proof_needed,
+        window=answer.window,
         distance_bucket=answer.distance_bucket,
     )
+
+
+# --- reverse --------------------------------------------------------------------------------------------------------
+def reverse(deployment: Deployment, batch: Sequence[ReverseRequest]) -> list[ReverseAnswer | PickgateError]:
+    """Take back what codes handed out: the goods are on the shelf again, reserved for the same code unless it was refunded.
+
+    By the same store, within its policy's window and number of cycles. Raises TooManyItems, StaleControl for the batch;
+    RequestIdReused and StoreUnavailable come per item.
+    """
+    if len(batch) > limits.BATCH_MAX:
+        raise TooManyItems(
+            f"{len(batch)} reversals in one batch; expected at most {limits.BATCH_MAX}", field="codes"
+        )
+    copy = deployment.control.copy()
+    now_s = deployment.now_ms() // 1000
+    outcomes: list[ReverseAnswer | PickgateError] = [
+        ReverseAnswer(ReverseVerdict.UNKNOWN_CODE) for _ in batch
+    ]
+    wanted: list[int] = []
+    items: list[lifecycle.ReverseItem] = []
+    for n, request in enumerate(batch):
+        if partition_of(request.uid) >= deployment.constants.partitions:
+            continue
+        terminal = request.terminal
+        terms = copy.policies.resolve(terminal.store_id)
+        wanted.append(n)
+        items.append(
+            lifecycle.ReverseItem(
+                uid=request.uid,
+                request=request_digest(
+                    f"terminal:{terminal.mall_id}:{terminal.store_id}:{terminal.terminal_id}",
+                    "reverse",
+                    request.request_id,
+                ),
+                body=body_digest(
+                    request.uid, [(line.sku_id, line.count) for line in request.lines], int(request.release)
+                ),
+                mall_id=terminal.mall_id,
+                store_id=terminal.store_id,
+                terminal_id=terminal.terminal_id,
+                window_s=terms.reversal_window_s,
+                cycles_max=terms.cycles_max,
+                release=request.release,
+                expires_at_s=now_s + limits.REVERSAL_LIFE_S,
+                lines=request.lines,
+                actor=request.actor,
+                reason=request.reason,
+            )
+        )
+    for n, answer in zip(wanted, lifecycle.reverse(deployment.connection, items), strict=True):
+        if isinstance(answer, PickgateError):
+            outcomes[n] = answer
+        else:
+            store = copy.stores.get(answer.store_id)
+            outcomes[n] = replace(answer, store_name=store.name) if store else answer
+    return outcomes

@@ -5,10 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from engine.calls import IssueAnswer, StockAnswer, VoidAnswer
+from engine.calls import (
+    ConfirmAnswer,
+    ExtendAnswer,
+    IssueAnswer,
+    ReviewAnswer,
+    StockAnswer,
+    TransferAnswer,
+    VoidAnswer,
+)
 from engine.errors import PickgateError, RequestIdReused
 from engine.state import register
 from engine.state.connection import Connection
+
+_Outcome = (
+    IssueAnswer
+    | VoidAnswer
+    | StockAnswer
+    | ConfirmAnswer
+    | ExtendAnswer
+    | ReviewAnswer
+    | TransferAnswer
+    | PickgateError
+)
 
 
 class _Registrable(Protocol):
@@ -19,7 +38,9 @@ class _Registrable(Protocol):
 
 
 _Item = TypeVar("_Item", bound=_Registrable)
-_Answer = TypeVar("_Answer", IssueAnswer, VoidAnswer, StockAnswer)
+_Answer = TypeVar(
+    "_Answer", IssueAnswer, VoidAnswer, StockAnswer, ConfirmAnswer, ExtendAnswer, ReviewAnswer, TransferAnswer
+)
 
 
 def registered(
@@ -49,11 +70,11 @@ def registered(
     return outcomes
 
 
-def _is_done(outcome: IssueAnswer | VoidAnswer | StockAnswer | PickgateError) -> bool:
+def _is_done(outcome: _Outcome) -> bool:
     return not isinstance(outcome, PickgateError) and outcome.verdict.success
 
 
-def _is_settled_no(outcome: IssueAnswer | VoidAnswer | StockAnswer | PickgateError) -> bool:
+def _is_settled_no(outcome: _Outcome) -> bool:
     """True when nothing was changed, and certainly not: an error of the store leaves that open."""
     if isinstance(outcome, PickgateError):
         return isinstance(outcome, RequestIdReused)

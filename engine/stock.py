@@ -1,18 +1,19 @@
-"""Stock of each mall at each store: receive, adjust, count, baseline, read."""
+"""Stock of each mall at each store: receive, adjust, count, baseline, transfer, read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from engine import limits
-from engine.calls import StockAnswer, StockFigures, StockRequest
+from engine.calls import StockAnswer, StockFigures, StockRequest, TransferAnswer, TransferRequest
 from engine.control import Copy
 from engine.deployment import Deployment
 from engine.errors import PickgateError, TooManyItems, UnknownMall
 from engine.idempotency import body_digest, request_digest
 from engine.registered import registered
 from engine.state import stock as state
-from engine.verdict import StockVerdict
+from engine.state import transfers
+from engine.verdict import StockVerdict, TransferVerdict
 
 
 def change(deployment: Deployment, batch: Sequence[StockRequest]) -> list[StockAnswer | PickgateError]:
@@ -59,8 +60,62 @@ def _finding(copy: Copy, request: StockRequest) -> StockVerdict | None:
     store = copy.stores.get(request.store_id)
     if store is None or request.mall_id not in store.mall_ids:
         return StockVerdict.UNKNOWN_STORE
-    if (request.mall_id, request.sku_id) not in copy.catalogue:
+    entry = copy.catalogue.get((request.mall_id, request.sku_id))
+    if entry is None:
         return StockVerdict.UNKNOWN_SKU
+    return StockVerdict.BUNDLE if entry.parts else None
+
+
+def transfer(
+    deployment: Deployment, batch: Sequence[TransferRequest]
+) -> list[TransferAnswer | PickgateError]:
+    """Move units that nobody has reserved from one store to another, without ever losing or making one.
+
+    An error after the units left (StoreUnavailable) leaves them in transit: a retry with the same request id, or the sweep of
+    any server, brings them in. Raises TooManyItems, StaleControl for the batch; UnknownMall, RequestIdReused, StoreUnavailable
+    come per item.
+    """
+    if len(batch) > limits.BATCH_MAX:
+        raise TooManyItems(
+            f"{len(batch)} transfers in one batch; expected at most {limits.BATCH_MAX}", field="transfers"
+        )
+    copy = deployment.control.copy()
+    outcomes: list[TransferAnswer | PickgateError | None] = [None] * len(batch)
+    wanted: list[int] = []
+    items: list[transfers.TransferItem] = []
+    for n, request in enumerate(batch):
+        refusal = _refuse_transfer(copy, request)
+        if refusal is not None:
+            outcomes[n] = refusal
+            continue
+        wanted.append(n)
+        items.append(
+            transfers.TransferItem(
+                request=request_digest(f"mall:{request.mall_id}", "transfer", request.request_id),
+                body=body_digest(request.from_store_id, request.to_store_id, request.sku_id, request.amount),
+                mall_id=request.mall_id,
+                from_store_id=request.from_store_id,
+                to_store_id=request.to_store_id,
+                sku_id=request.sku_id,
+                amount=request.amount,
+                actor=request.actor,
+            )
+        )
+    for n, answer in zip(wanted, registered(deployment.connection, items, transfers.transfer), strict=True):
+        outcomes[n] = answer
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _refuse_transfer(copy: Copy, request: TransferRequest) -> TransferAnswer | PickgateError | None:
+    if request.mall_id not in copy.malls:
+        return UnknownMall(f"mall {request.mall_id} is not registered: put it first", field="mall_id")
+    for store_id in (request.from_store_id, request.to_store_id):
+        store = copy.stores.get(store_id)
+        if store is None or request.mall_id not in store.mall_ids:
+            return TransferAnswer(TransferVerdict.UNKNOWN_STORE, sku_id=request.sku_id, store_id=store_id)
+    entry = copy.catalogue.get((request.mall_id, request.sku_id))
+    if entry is None or entry.parts:
+        return TransferAnswer(TransferVerdict.UNKNOWN_SKU, sku_id=request.sku_id)
     return None
 
 

@@ -185,7 +185,10 @@ _UNKNOWN_STORE = Answer(
 class HoldVerdict(Verdict):
     """Answers of hold. Refusals have IssueVerdict's numbers."""
 
-    HELD = 1, Answer(Next.FINAL, "库存已预留，等待付款。", "The stock is held until the payment.", success=True)
+    HELD = (
+        1,
+        Answer(Next.FINAL, "库存已预留，等待付款。", "The stock is held until the payment.", success=True),
+    )
     STOCK_SHORT = 2, _STOCK_SHORT
     UNKNOWN_SKU = 3, _UNKNOWN_SKU
     UNKNOWN_STORE = 4, _UNKNOWN_STORE
@@ -280,10 +283,24 @@ class ReverseVerdict(Verdict):
 class ReviewVerdict(Verdict):
     """Answers of a reviewer's decision."""
 
-    APPROVED = 1, Answer(Next.FINAL, "审核通过，提货码已解锁。", "Approved: the code is free again.", success=True)
-    REDEEMED = 2, Answer(Next.FINAL, "已人工核销，请交付商品。", "Redeemed by hand: hand over the goods.", success=True)
-    VOIDED = 3, Answer(Next.FINAL, "已作废，库存已释放。", "The code is void and its stock is free.", success=True)
-    NOT_LOCKED = 4, Answer(Next.FINAL, "该提货码未被锁定。", "The code is not locked: there is nothing to review.")
+    APPROVED = (
+        1,
+        Answer(Next.FINAL, "审核通过，提货码已解锁。", "Approved: the code is free again.", success=True),
+    )
+    REDEEMED = (
+        2,
+        Answer(
+            Next.FINAL, "已人工核销，请交付商品。", "Redeemed by hand: hand over the goods.", success=True
+        ),
+    )
+    VOIDED = (
+        3,
+        Answer(Next.FINAL, "已作废，库存已释放。", "The code is void and its stock is free.", success=True),
+    )
+    NOT_LOCKED = (
+        4,
+        Answer(Next.FINAL, "该提货码未被锁定。", "The code is not locked: there is nothing to review."),
+    )
     UNKNOWN_CODE = 5, _UNKNOWN_CODE
     EXPIRED = 6, _EXPIRED
     OUT_OF_STOCK = 7, _OUT_OF_STOCK
@@ -458,3 +475,11 @@ class StockVerdict(Verdict):
     )
     UNKNOWN_SKU = 5, _UNKNOWN_SKU
     UNKNOWN_STORE = 6, _UNKNOWN_STORE
+    BUNDLE = (
+        7,
+        Answer(
+            Next.FINAL,
+            "商品 {sku_id} 是套装，请调整其组成商品的库存。",
+            "SKU {sku_id} is a bundle and has no stock of its own: change the stock of its parts.",
+        ),
+    )

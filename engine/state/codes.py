@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
 from engine import limits
 from engine.calls import (
+    Bundle,
     IssueAnswer,
     Record,
     RedeemAnswer,
@@ -22,11 +23,23 @@ from engine.state.events import unpack_lines
 from engine.state.keys import PartitionKeys, partition_of_store
 from engine.verdict import IssueVerdict, RedeemVerdict, VoidVerdict
 
+NOBODY: Final = bytes(8)
+"""In place of a uid: there is none."""
 NO_PIN: Final = 255
 """In place of the PIN generations: no PIN was given."""
 
 _REQUEST_FIELD: Final = layouts.RECORD.names.index("request")
 _REMEMBERED, _REUSED, _COLLISION, _TOO_MANY = b"R"[0], b"X"[0], b"C"[0], b"M"[0]
+
+
+@dataclass(frozen=True, slots=True)
+class BundleItem:
+    """A bundle among an item's lines: its SKU and units, and which lines (1-based) are its parts."""
+
+    sku_id: int
+    units: int
+    first: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +56,25 @@ class IssueItem:
     channel: Channel
     version: Version
     suite: Suite
+    state: State
     policy_version: int
     expires_at_s: int
+    ttl_s: int
+    proof_needed: bool
     amount_fen: int
     pin_generation: int
     candidates: Sequence[bytes]
+    candidates_free: int
+    """How many of the candidates, from the first, the code may take; the others are only looked at."""
     lines: Sequence[Line]
+    bundles: Sequence[BundleItem]
     order_id: str
     splits: Sequence[Split]
     actor: str
     finding: IssueVerdict | None = None
     finding_sku: int = 0
+    replaces: bytes = b""
+    """Uid of the voided code that this one stands in for; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +90,10 @@ class RedeemItem:
     version: int
     stale: bool
     pin: tuple[int, int]
+    proof: RedeemVerdict | None
     place: RedeemVerdict | None
     closed: RedeemVerdict | None
+    window: RedeemVerdict | None
     distance_bucket: int
     lines: Sequence[Line]
     actor: str
@@ -97,6 +120,7 @@ class RedeemFacts:
     answer: RedeemAnswer
     version: int
     expires_at_s: int
+    proof_needed: bool
 
 
 def flavour_of(version: int, suite: int) -> int:
@@ -121,7 +145,13 @@ def parse_record(uid: bytes, data: bytes) -> Record:
     """A record as stored, as a value."""
     r = dict(zip(layouts.RECORD.names, layouts.RECORD.unpack(data), strict=True))
     lines, at = unpack_lines(data, layouts.RECORD.size, r["n_lines"])
-    at += 12 * r["n_requests"]
+    bundles = tuple(
+        Bundle(sku_id, units, lines[first - 1 : first - 1 + count])
+        for sku_id, units, first, count in (
+            layouts.BUNDLE.unpack(data, at + n * layouts.BUNDLE.size) for n in range(r["n_bundles"])
+        )
+    )
+    at += r["n_bundles"] * layouts.BUNDLE.size + 12 * r["n_requests"]
     order_end = at + r["order_len"]
     partition = partition_of(uid)
     return Record(
@@ -133,6 +163,10 @@ def parse_record(uid: bytes, data: bytes) -> Record:
         store_id=r["store"],
         order_id=data[at:order_end].decode(),
         lines=lines,
+        bundles=bundles,
+        windows_bind=bool(r["flags"] & layouts.FLAG_WINDOWS_BIND),
+        proof_needed=bool(r["flags"] & layouts.FLAG_PROOF_NEEDED),
+        ttl_s=r["ttl"],
         channel=Channel(r["channel"]),
         policy_version=r["policy"],
         issued_at_ms=r["issued"],
@@ -141,6 +175,7 @@ def parse_record(uid: bytes, data: bytes) -> Record:
         expires_at_s=r["exp"],
         amount_fen=r["amount"],
         splits=unpack_splits(data[order_end : order_end + r["split_len"]]),
+        replaces=data[order_end + r["split_len"] :],
         pin_generation=r["pin_generation"],
         revision=r["revision"],
         cycle=r["cycle"],
@@ -178,12 +213,16 @@ def issue(connection: Connection, items: Sequence[IssueItem]) -> list[IssueAnswe
         head = layouts.ISSUE_ITEM.pack(
             item.request,
             item.body,
+            item.replaces or NOBODY,
             item.mall_id,
             item.store_id,
+            item.state,
             item.channel,
             flavour_of(item.version, item.suite),
+            layouts.FLAG_PROOF_NEEDED if item.proof_needed else 0,
             item.policy_version,
             item.expires_at_s,
+            item.ttl_s,
             item.amount_fen,
             item.pin_generation,
             item.finding.number if item.finding else 0,
@@ -191,7 +230,9 @@ def issue(connection: Connection, items: Sequence[IssueItem]) -> list[IssueAnswe
             keys.index(names.stock(item.mall_id, item.store_id)),
             keys.index(names.due(_due_minute(item.expires_at_s))),
             len(item.candidates),
+            item.candidates_free,
             len(item.lines),
+            len(item.bundles),
             len(order),
             len(split),
             len(actor),
@@ -200,7 +241,11 @@ def issue(connection: Connection, items: Sequence[IssueItem]) -> list[IssueAnswe
             layouts.CANDIDATE.pack(uid, keys.index(names.record(uid))) for uid in item.candidates
         )
         lines = b"".join(layouts.WANTED.pack(line.sku_id, line.count) for line in item.lines)
-        return head + candidates + lines + order + split + actor
+        bundles = b"".join(
+            layouts.BUNDLE.pack(bundle.sku_id, bundle.units, bundle.first, bundle.count)
+            for bundle in item.bundles
+        )
+        return head + candidates + lines + bundles + order + split + actor
 
     replies = batch.run(
         connection, scripts.ISSUE, items, lambda item: partition_of_store(item.store_id, partitions), pack
@@ -255,8 +300,10 @@ def redeem(connection: Connection, items: Sequence[RedeemItem]) -> list[RedeemFa
             item.version,
             item.stale,
             *item.pin,
+            item.proof.number if item.proof else 0,
             item.place.number if item.place else 0,
             item.closed.number if item.closed else 0,
+            item.window.number if item.window else 0,
             item.distance_bucket,
             item.dry,
             len(item.lines),
@@ -299,7 +346,8 @@ def _redeem_facts(uid: bytes, reply: bytes | PickgateError) -> RedeemFacts | Pic
         distance_bucket=a["bucket"],
         replayed=reply[0] == _REMEMBERED,
     )
-    return RedeemFacts(answer, a["flavour"] >> 4, a["exp"])
+    proof_needed = bool(a["flags"] & layouts.FLAG_PROOF_NEEDED)
+    return RedeemFacts(answer, a["flavour"] >> 4, a["exp"], proof_needed)
 
 
 # --- void -----------------------------------------------------------------------------------------------------------
@@ -361,13 +409,13 @@ def read(connection: Connection, uids: Sequence[bytes]) -> list[Record | None]:
     return records
 
 
-def find_request(connection: Connection, request: bytes, candidates: Sequence[bytes]) -> Record | None:
-    """The record that a request made, among the uids it may have got in any partition. Raises StoreUnavailable."""
+def find_request(connection: Connection, requests: Set[bytes], candidates: Sequence[bytes]) -> Record | None:
+    """The record that one of the requests made, among the uids it may have got in any partition. Raises StoreUnavailable."""
     commands: list[tuple[bytes | str | int, ...]] = [
         ("HGET", connection.partitions[partition_of(uid)].record(uid), uid) for uid in candidates
     ]
     found = connection.read_of(map(partition_of, candidates), commands)
     for uid, data in zip(candidates, found, strict=True):
-        if data and layouts.RECORD.unpack(data)[_REQUEST_FIELD] == request:
+        if data and layouts.RECORD.unpack(data)[_REQUEST_FIELD] in requests:
             return parse_record(uid, data)
     return None

@@ -45,8 +45,8 @@ RECORD: Final = Layout(
     "ttl:I4 flags:B pin_generation:B revision:B cycle:B tries:B issue_epoch:I4 issue_seq:I6 request:c12 body:c8 "
     "last_terminal:I4 last_at:I6 lock_epoch:I4 lock_seq:I6 n_lines:B n_bundles:B n_requests:B order_len:B split_len:I2"
 )
-"""A code's record; behind it n_lines × LINE, n_bundles × BUNDLE, n_requests × 12 bytes of request digests, the order id and
-the split. `ttl` is what confirm gives a held code; `flags` are FLAG_*."""
+"""A code's record; behind it n_lines × LINE, n_bundles × BUNDLE, n_requests × 12 bytes of request digests, the order id, the split,
+and the uid that it replaces, if any. `ttl` is what confirm gives a held code; `flags` are FLAG_*."""
 
 FLAG_WINDOWS_BIND: Final = 1
 """Issued while a SKU's stock was tight: it is handed out only in the store's pickup windows."""
@@ -80,14 +80,14 @@ WANTED: Final = Layout("sku:I4 count:I2")
 """One wanted line of an issue or a redemption."""
 
 REDEEM_ANSWER: Final = Layout(
-    "verdict:B at:I6 epoch:I4 seq:I6 terminal:I4 tries_left:B sku:I4 store:I4 cycle:B flavour:B exp:I4 bucket:B "
+    "verdict:B at:I6 epoch:I4 seq:I6 terminal:I4 tries_left:B sku:I4 store:I4 cycle:B flavour:B flags:B exp:I4 bucket:B "
     "n_lines:B order_len:B"
 )
 """Answer of one try; behind it n_lines × LINE and the order id. This is also what is remembered."""
 
 ISSUE_ITEM: Final = Layout(
-    "request:c12 body:c8 mall:I4 store:I4 state:B channel:B flavour:B flags:B policy:I4 exp:I4 ttl:I4 amount:I4 "
-    "pin_generation:B finding:B finding_sku:I4 stock_key:I2 due_key:I2 n_candidates:B n_lines:B n_bundles:B order_len:B "
+    "request:c12 body:c8 replaces:c8 mall:I4 store:I4 state:B channel:B flavour:B flags:B policy:I4 exp:I4 ttl:I4 amount:I4 "
+    "pin_generation:B finding:B finding_sku:I4 stock_key:I2 due_key:I2 n_candidates:B n_free:B n_lines:B n_bundles:B order_len:B "
     "split_len:I2 actor_len:I2"
 )
 """One issue (state LIVE) or hold (HELD); behind it n_candidates × CANDIDATE, n_lines × WANTED, n_bundles × BUNDLE, order id,

@@ -148,7 +148,9 @@ local function read_record(bytes)
   r.requests = bytes:sub(at, at + 12 * r.n_requests - 1)
   at = at + 12 * r.n_requests
   r.order = bytes:sub(at, at + r.order_len - 1)
-  r.split = bytes:sub(at + r.order_len)
+  at = at + r.order_len
+  r.split = bytes:sub(at, at + r.split_len - 1)
+  r.replaces = bytes:sub(at + r.split_len)
   return r
 end
 
@@ -172,7 +174,7 @@ local function write_record(r)
   return pack(RECORD, 1, r.state, r.flavour, r.channel, r.mall, r.store, r.policy, r.issued, r.changed, r.stamp_floor, r.exp, r.issue_exp,
     r.amount, r.ttl, r.flags, r.pin_generation, r.revision, r.cycle, r.tries, r.issue_epoch, r.issue_seq, r.request, r.body, r.last_terminal,
     r.last_at, r.lock_epoch, r.lock_seq, #r.lines, #r.bundles, #r.requests / 12, #r.order, #r.split)
-    .. write_lines(r.lines) .. write_bundles(r.bundles) .. r.requests .. r.order .. r.split
+    .. write_lines(r.lines) .. write_bundles(r.bundles) .. r.requests .. r.order .. r.split .. r.replaces
 end
 
 -- The content that a payload shows has changed: renders from now on must not share a stamp with earlier ones. Until now the

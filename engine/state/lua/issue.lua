@@ -1,13 +1,14 @@
 -- issue: make N codes, live (issue) or held until they are confirmed (hold), each with its reservation
 -- KEYS   1 to 5 the partition's own · then the buckets, stock hashes and due indexes the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one ISSUE_ITEM each
--- ITEM   request:c12 body:c8 mall:I4 store:I4 state:B channel:B flavour:B flags:B policy:I4 exp:I4 ttl:I4 amount:I4 pin_generation:B finding:B finding_sku:I4 stock_key:I2 due_key:I2 n_candidates:B n_lines:B n_bundles:B order_len:B split_len:I2 actor_len:I2
+-- ITEM   request:c12 body:c8 replaces:c8 mall:I4 store:I4 state:B channel:B flavour:B flags:B policy:I4 exp:I4 ttl:I4 amount:I4 pin_generation:B finding:B finding_sku:I4 stock_key:I2 due_key:I2 n_candidates:B n_free:B n_lines:B n_bundles:B order_len:B split_len:I2 actor_len:I2
 -- ANSWER verdict:B uid:c8 issued:I6 exp:I4 pin_generation:B epoch:I4 seq:I6 sku:I4
 -- RETURN per item one byte and, but for X and C, an ISSUE_ANSWER: A decided now · R remembered · X request id reused with
 --        another body · C all candidate uids are taken by other requests
 --
 -- The record is its own idempotency entry: its uid is a function of the request, so a retry finds it among its candidates.
 -- finding (0: none, else the verdict's number) is what the set-up says against it; a code that was made is found before that.
+-- Only the first n_free candidates may be taken: the others are of versions that a policy might have asked for at the first try.
 -- All candidates are looked at before the first free one is taken, because an earlier one may have become free meanwhile.
 
 local failed = begin()
@@ -21,19 +22,19 @@ local function answer(verdict, uid, r, sku)
 end
 
 local function issue(item)
-  local request, body, mall, store, state, channel, flavour, flags, policy, exp, ttl, amount, pin_generation, finding,
-  finding_sku, stock_key, due_key, n_candidates, n_lines, n_bundles, order_len, split_len, actor_len, at =
+  local request, body, replaces, mall, store, state, channel, flavour, flags, policy, exp, ttl, amount, pin_generation, finding,
+  finding_sku, stock_key, due_key, n_candidates, n_free, n_lines, n_bundles, order_len, split_len, actor_len, at =
     unpack_fields(ISSUE_ITEM, item)
   stock_key, due_key = KEYS[stock_key], KEYS[due_key]
 
   local free_uid, free_key
-  for _ = 1, n_candidates do
+  for n = 1, n_candidates do
     local uid, record_key
     uid, record_key, at = unpack_fields(CANDIDATE, item, at)
     record_key = KEYS[record_key]
     local bytes = look(record_key, uid)
     if not bytes then
-      if not free_uid then free_uid, free_key = uid, record_key end
+      if not free_uid and n <= n_free then free_uid, free_key = uid, record_key end
     else
       local r = read_record(bytes)
       if r.request == request then
@@ -82,6 +83,7 @@ local function issue(item)
     pin_generation = pin_generation, revision = 0, cycle = 0, tries = 0, issue_epoch = epoch, issue_seq = seq + 1,
     request = request, body = body, last_terminal = 0, last_at = 0, lock_epoch = 0, lock_seq = 0, lines = lines,
     bundles = bundles, requests = '', order = order, split = split,
+    replaces = replaces ~= NOBODY and replaces or '',
   }
   local bytes = write_record(r)
   emit(state == STATE.HELD and EVENT_TYPE.HELD or EVENT_TYPE.ISSUED, mall, store, free_uid, 0, request, body, actor, bytes)

@@ -2,7 +2,7 @@
 -- KEYS   1 to 5 the partition's own · then the keys the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one REDEEM_ITEM each
 -- ITEM   uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 version:B stale:B pin_1:B pin_2:B proof:B place:B closed:B window:B bucket:B dry:B n_lines:B actor_len:I2
--- ANSWER verdict:B at:I6 epoch:I4 seq:I6 terminal:I4 tries_left:B sku:I4 store:I4 cycle:B flavour:B exp:I4 bucket:B n_lines:B order_len:B
+-- ANSWER verdict:B at:I6 epoch:I4 seq:I6 terminal:I4 tries_left:B sku:I4 store:I4 cycle:B flavour:B flags:B exp:I4 bucket:B n_lines:B order_len:B
 -- RETURN per item one byte and, but for X and M, a REDEEM_ANSWER with its lines and order id: A decided now · R remembered ·
 --        X request id reused with another body · M the code has too many remembered changes
 --
@@ -22,7 +22,8 @@ local function answer(verdict, r, facts)
   local lines = facts.lines or {}
   local order = r and r.order or ''
   return pack(REDEEM_ANSWER, verdict, facts.at or now, facts.epoch or 0, facts.seq or 0, facts.terminal or 0,
-    facts.tries_left or 0, facts.sku or 0, r and r.store or 0, r and r.cycle or 0, r and r.flavour or 0, r and r.exp or 0,
+    facts.tries_left or 0, facts.sku or 0, r and r.store or 0, r and r.cycle or 0, r and r.flavour or 0,
+    r and r.flags or 0, r and r.exp or 0,
     facts.bucket or 255, #lines, #order) .. write_lines(lines) .. order
 end
 
