@@ -11,7 +11,7 @@ forward) stands for the moment of the change. 24:00 is the first midnight that c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -35,6 +35,7 @@ AHEAD_DAYS_MAX: Final = 60
 """How far the next opening or window is looked for; what lies beyond helps no customer."""
 _DAYS_KEPT: Final = 128
 """Days whose spans a calendar keeps worked out."""
+_OPENINGS, _WINDOWS = 0, 1
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ class Calendar:
         self._pickup_windows = pickup_windows
         self._special_days = {special.day: special for special in special_days}
         self._days: dict[date, tuple[tuple[Span, ...], tuple[Span, ...]]] = {}
+        self._answers: list[tuple[int, int, Span | None]] = [(0, 0, None), (0, 0, None)]
 
     @property
     def always_open(self) -> bool:
@@ -172,13 +174,48 @@ class Calendar:
         """The local day of an instant."""
         return datetime.fromtimestamp(at_ms // 1000, self._zone).date()
 
-    def openings(self, day: date) -> tuple[Span, ...]:
-        """Opening hours that begin on a local day, in order of their start."""
-        return self._of(day)[0]
+    def opening_at(self, at_ms: int) -> Span | None:
+        """The opening hours that an instant lies in, of several those that began first."""
+        return self._at(at_ms, _OPENINGS)
 
-    def windows(self, day: date) -> tuple[Span, ...]:
-        """Pickup windows that begin on a local day, in order of their start."""
-        return self._of(day)[1]
+    def window_at(self, at_ms: int) -> Span | None:
+        """The pickup window that an instant lies in, of several the one that began first."""
+        return self._at(at_ms, _WINDOWS)
+
+    def next_opening(self, at_ms: int) -> Span | None:
+        """The first opening hours that have not ended, begun or not; None when there are none in AHEAD_DAYS_MAX days."""
+        return self._next(at_ms, _OPENINGS)
+
+    def next_window(self, at_ms: int) -> Span | None:
+        """The first pickup window that has not ended, begun or not; None when there is none in AHEAD_DAYS_MAX days."""
+        return self._next(at_ms, _WINDOWS)
+
+    def _at(self, at_ms: int, kind: int) -> Span | None:
+        # Every scan of a terminal asks this, so the last answer is kept for as long as it holds.
+        since_ms, until_ms, answer = self._answers[kind]
+        if since_ms <= at_ms < until_ms:
+            return answer
+        day = self.day_of(at_ms)
+        # The day before for spans past midnight; the day after because clocks put back at midnight bring the old day once
+        # more when the new one has begun.
+        spans = [span for n in (-1, 0, 1) for span in self._of(day + timedelta(days=n))[kind]]
+        holding = [span for span in spans if span.start_ms <= at_ms < span.end_ms]
+        answer = min(holding, key=lambda span: span.start_ms, default=None)
+        # It holds between two bounds of spans, and no longer than the day, whose neighbours have been looked at.
+        bounds = [bound for span in spans for bound in (span.start_ms, span.end_ms)]
+        bounds += (self._instant_ms(day, 0, last=False), self._instant_ms(day, DAY_MIN, last=False))
+        since_ms = max((bound for bound in bounds if bound <= at_ms), default=at_ms)
+        until_ms = min((bound for bound in bounds if bound > at_ms), default=at_ms + 1)
+        self._answers[kind] = since_ms, until_ms, answer
+        return answer
+
+    def _next(self, at_ms: int, kind: int) -> Span | None:
+        first = self.day_of(at_ms) - timedelta(days=1)
+        for n in range(AHEAD_DAYS_MAX + 2):
+            for span in self._of(first + timedelta(days=n))[kind]:
+                if at_ms < span.end_ms:
+                    return span
+        return None
 
     def _of(self, day: date) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
         found = self._days.get(day)
@@ -237,14 +274,7 @@ def is_open(store: Store, at_ms: int) -> bool:
     """True when the store is open at an instant (unix milliseconds): not closed altogether, and within its hours."""
     if store.closed:
         return False
-    calendar = store.calendar
-    if calendar.always_open:
-        return True
-    return any(
-        span.start_ms <= at_ms < span.end_ms
-        for day in _around(calendar, at_ms)
-        for span in calendar.openings(day)
-    )
+    return store.calendar.always_open or store.calendar.opening_at(at_ms) is not None
 
 
 def in_window(store: Store, at_ms: int) -> str | None:
@@ -253,12 +283,8 @@ def in_window(store: Store, at_ms: int) -> str | None:
     A store that states no windows has none to lie in: whether that binds anything is the caller's question
     (`store.pickup_windows`). Opening hours are not looked at.
     """
-    calendar = store.calendar
-    for day in _around(calendar, at_ms):
-        for span in calendar.windows(day):
-            if span.start_ms <= at_ms < span.end_ms:
-                return span.name
-    return None
+    span = store.calendar.window_at(at_ms)
+    return None if span is None else span.name
 
 
 def next_opening(store: Store, at_ms: int) -> int | None:
@@ -270,30 +296,10 @@ def next_opening(store: Store, at_ms: int) -> int | None:
         return None
     if is_open(store, at_ms):
         return at_ms
-    span = _next(store.calendar, at_ms, Calendar.openings)
+    span = store.calendar.next_opening(at_ms)
     return None if span is None else span.start_ms
 
 
 def next_window(store: Store, at_ms: int) -> Span | None:
     """The pickup window that an instant lies in, else the next to begin; None when there is none in AHEAD_DAYS_MAX days."""
-    return _next(store.calendar, at_ms, Calendar.windows)
-
-
-def _around(calendar: Calendar, at_ms: int) -> tuple[date, date, date]:
-    """The local days whose spans may hold an instant: its own and both neighbours.
-
-    The one before for spans past midnight; the one after because clocks put back at midnight bring the old day once more when
-    the new one has begun.
-    """
-    day = calendar.day_of(at_ms)
-    return day - timedelta(days=1), day, day + timedelta(days=1)
-
-
-def _next(calendar: Calendar, at_ms: int, of: Callable[[Calendar, date], tuple[Span, ...]]) -> Span | None:
-    """The first span that has not ended, begun or not."""
-    first = calendar.day_of(at_ms) - timedelta(days=1)
-    for n in range(AHEAD_DAYS_MAX + 2):
-        for span in of(calendar, first + timedelta(days=n)):
-            if at_ms < span.end_ms:
-                return span
-    return None
+    return store.calendar.next_window(at_ms)

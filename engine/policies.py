@@ -327,6 +327,8 @@ def strictest(lines: Sequence[Resolved]) -> Terms:
     are none, or face alone, `proof_methods` is empty: then no proof opens such a code, and a valuable one must not be issued.
     """
     first = lines[0]
+    if len(lines) == 1:
+        return first
     methods = tuple(m for m in get_args(ProofMethod) if all(m in line.proof_methods for line in lines))
     return Terms(
         code_ttl_s=min(line.code_ttl_s for line in lines),
