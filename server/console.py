@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,7 +58,13 @@ class Console:
 
     def client(self, settings: config.Settings) -> Client:
         """Connect to the server that the settings name."""
-        return Client(settings.server_address, timeout_s=settings.timeout_s)
+
+        def wait(wait_s: float) -> None:
+            if sys.stderr.isatty() and not self.json:
+                click.echo(f"not decided now, trying again in {wait_s:.1f} s", err=True)
+            time.sleep(wait_s)
+
+        return Client(settings.server_address, timeout_s=settings.timeout_s, sleep=wait)
 
     def emit(self, value: Mapping[str, Any] | Sequence[Any], show: Callable[[RichConsole], None]) -> None:
         """Print a result: `value` as JSON for machines, or what `show` prints for people."""
