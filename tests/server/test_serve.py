@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -49,12 +52,28 @@ def test_reflection_lists_the_services_with_their_files(house: House, raw: grpc.
     assert file.file_descriptor_response.file_descriptor_proto
 
 
-def test_an_address_that_is_taken_is_refused(house: House) -> None:
-    taken = Server(house.deployment, [parse_listen(house.tcp)], threads=1, look=lambda: None)
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_an_address_that_is_taken_is_refused_and_stays_its_owners(house: House, kind: str) -> None:
+    address = getattr(house, kind)
+    taken = Server(house.deployment, [parse_listen(address)], threads=1, look=lambda: None)
     with pytest.raises(SetupError) as caught:
         taken.start()
-    assert house.tcp in caught.value.message
+    assert address in caught.value.message
     taken.stop(0)
+    with Client(address, tries=1) as client:
+        assert client.healthy()
+
+
+def test_a_socket_that_was_left_behind_is_taken_over(house: House, socket_dir: Path) -> None:
+    path = socket_dir / "left.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(str(path))
+    with (
+        Server(house.deployment, [parse_listen(f"unix:{path}")], threads=1, look=lambda: None) as server,
+        Client(server.addresses[0], tries=1) as client,
+    ):
+        assert client.healthy()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_many_callers_at_once_on_one_code_have_one_winner(house: House) -> None:

@@ -283,6 +283,19 @@ def test_stock_of_what_is_not_there_is_refused(house: House) -> None:
     assert not outcome.HasField("figures")
 
 
+def test_reading_where_nothing_can_be_says_so(house: House) -> None:
+    client = house.client
+    read = stock_pb.ReadStockRequest(mall_id=999, store_id=STORE)
+    assert failure(client.stock.ReadStock, read, client).reason == "UNKNOWN_MALL"
+    read = stock_pb.ReadStockRequest(mall_id=OTHER_MALL, store_id=STORE)
+    failed = failure(client.stock.ReadStock, read, client)
+    assert (failed.code, failed.field) == (grpc.StatusCode.NOT_FOUND, "store_id")
+    listed = store_pb.ListCatalogueRequest(mall_id=999)
+    assert failure(client.stores.ListCatalogue, listed, client).reason == "UNKNOWN_MALL"
+    never = stock_pb.ReadStockRequest(mall_id=MALL, store_id=CLOSED_STORE)
+    assert not client.call(client.stock.ReadStock, never).figures
+
+
 def test_malls_stores_and_catalogue_are_listed_in_pages(house: House) -> None:
     client = house.client
     page = client.call(client.stores.ListStores, store_pb.ListStoresRequest(page_size=2))
