@@ -12,7 +12,7 @@ from typing import Final
 
 from engine.deployment import Deployment, Durability
 from engine.errors import ConfigError, DeploymentMismatch, SetupError, StoreInUse
-from engine.state.server import EmbeddedServer
+from engine.state.server import EmbeddedServer, running_url
 from engine.wrapping import PassphraseUnlock
 from server.config import PASSPHRASE_VARIABLE, Settings
 
@@ -107,12 +107,6 @@ def store(settings: Settings, *, share: bool = False) -> Iterator[str]:
         yield embedded.url
     finally:
         embedded.stop()
-
-
-def running_url(data_dir: Path) -> str:
-    """URL of the embedded store that another process runs on a data folder; '' if its socket is not to be found."""
-    socket = data_dir.absolute() / "store.sock"
-    return f"unix://{socket}" if socket.is_socket() else ""
 
 
 def create(
