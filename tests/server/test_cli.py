@@ -55,6 +55,17 @@ def pickgate(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedPro
     )
 
 
+def inside(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a command inside this process."""
+    ours = dict.fromkeys(
+        name for name in os.environ if name.startswith("PICKGATE_") and name != "PICKGATE_PURE"
+    )
+    done = CliRunner().invoke(
+        main, arguments, env={**ours, **more}, catch_exceptions=False, prog_name="pickgate"
+    )
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+
 def read_line(stream: IO[str], process: subprocess.Popen[str]) -> str:
     """One line of a process that is starting, within a bound."""
     ready, _, _ = select.select([stream], [], [], START_BOUND_S)
@@ -89,13 +100,7 @@ class Served:
 
     def inside(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command inside this process."""
-        ours = dict.fromkeys(
-            name for name in os.environ if name.startswith("PICKGATE_") and name != "PICKGATE_PURE"
-        )
-        done = CliRunner().invoke(
-            main, arguments, env={**ours, **self.environment()}, catch_exceptions=False, prog_name="pickgate"
-        )
-        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+        return inside(*arguments, **self.environment())
 
     def json(self, *arguments: str, code: int = 0) -> Any:
         done = self.inside(*arguments, "--json")
@@ -410,14 +415,14 @@ def test_init_then_serve_on_a_given_store(tmp_path: Path, make_store: Any) -> No
 
     done = pickgate("serve", "--listen", "127.0.0.1:0", cwd=tmp_path, **given)
     assert (done.returncode, "pickgate init" in done.stderr) == (2, True)
-    done = pickgate("init", cwd=tmp_path, **given)
+    done = inside("init", **given)
     assert done.returncode == 2
     assert "passphrase" in done.stderr
     given["PICKGATE_PASSPHRASE_FILE"] = str(passphrase)
     done = pickgate("init", "--partitions", "4", "--json", cwd=tmp_path, **given)
     assert done.returncode == 0
     assert json.loads(done.stdout)["partitions"] == 4
-    done = pickgate("init", cwd=tmp_path, **given)
+    done = inside("init", **given)
     assert (done.returncode, "error DEPLOYMENT_MISMATCH" in done.stderr) == (2, True)
     done = pickgate("serve", "--partitions", "8", "--listen", "127.0.0.1:0", cwd=tmp_path, **given)
     assert (done.returncode, "4 partitions" in done.stderr) == (2, True)
@@ -512,18 +517,18 @@ def test_the_doctor_names_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> No
 def test_the_doctor_says_that_a_store_cant_be_reached_or_is_set_wrong(
     tmp_path: Path, make_store: Any
 ) -> None:
-    done = pickgate("doctor", "--json", "--store", "unix:///absent.sock", cwd=tmp_path)
+    done = inside("doctor", "--json", "--store", "unix:///absent.sock")
     assert done.returncode == 2
     assert findings(done)["store"]["level"] == "fail"
     url = make_store(durability="memory").url
     passphrase = tmp_path / "passphrase"
     passphrase.write_text("a passphrase for this test\n")
     given = {"PICKGATE_STORE_URL": url, "PICKGATE_PASSPHRASE_FILE": str(passphrase)}
-    assert pickgate("init", "--durability", "memory", cwd=tmp_path, **given).returncode == 0
-    found = findings(pickgate("doctor", "--json", cwd=tmp_path, **given))
+    assert inside("init", "--durability", "memory", **given).returncode == 0
+    found = findings(inside("doctor", "--json", **given))
     assert found["store"]["level"] == "fail"
     assert "appendonly" in found["store"]["text"]
-    memory = findings(pickgate("doctor", "--json", "--durability", "memory", cwd=tmp_path, **given))
+    memory = findings(inside("doctor", "--json", "--durability", "memory", **given))
     assert memory["durability"]["level"] == "warn"
 
 

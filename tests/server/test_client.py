@@ -5,9 +5,12 @@ from __future__ import annotations
 import grpc
 import pytest
 
+from engine.deployment import Deployment, Durability
 from pickgate.v1 import code_service_pb2 as code_pb
 from pickgate.v1 import stock_service_pb2 as stock_pb
 from server.client import CallFailed, Client, new_request_id
+from server.config import parse_listen
+from server.serve import Server
 from tests.server.conftest import MALL, SKU, STORE, House, HouseFactory, wait_until
 
 
@@ -30,7 +33,21 @@ def test_waits_are_bounded_and_spread() -> None:
         pytest.raises(CallFailed),
     ):
         client.call(client.codes.GetCode, code_pb.GetCodeRequest(mall_id=1, uid="0" * 16))
-    assert waits == [0.25, 0.5, 1.0, 2.0, 4.0]
+    assert waits == [0.25, 0.5, 1.0, 2.0]
+
+
+def test_advice_to_wait_long_is_passed_on_instead_of_waited_for(house: House) -> None:
+    def never(_: float) -> None:
+        raise AssertionError("waited")
+
+    with (
+        Deployment.open(house.store.url, unlock=None, durability=Durability.MEMORY) as locked,
+        Server(locked, [parse_listen("127.0.0.1:0")], threads=1, look=lambda: None) as server,
+        Client(server.addresses[0], sleep=never) as client,
+        pytest.raises(CallFailed) as caught,
+    ):
+        client.call(client.codes.Issue, house.issue_request())
+    assert (caught.value.reason, caught.value.tries) == ("KEYRING_LOCKED", 1)
 
 
 def test_a_refusal_is_not_tried_again(house: House) -> None:
