@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -13,7 +14,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import click
 
-from server.console import Console
+from server.console import EXIT_USAGE, Console
 
 
 def _version() -> str:
@@ -52,7 +53,14 @@ class _Commands(click.Group):
         if name not in _COMMANDS:
             return None
         module, _, attribute = _COMMANDS[name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ImportError as error:
+            # A kernel that is not built, or a dependency that is missing: the message says which.
+            click.echo(
+                f"error SETUP: {' '.join(str(error).split())}; `pickgate doctor` looks closer", err=True
+            )
+            sys.exit(EXIT_USAGE)
         return command
 
 

@@ -104,6 +104,15 @@ def table(title: str, *columns: str) -> Table:
     return made
 
 
+def ask_passphrase() -> str:
+    """Ask for the passphrase on a terminal; '' when there is none."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return ""
+    return str(
+        click.prompt("Passphrase of the keyring", hide_input=True, err=True, default="", show_default=False)
+    )
+
+
 def moment(at_ms: int) -> str:
     """Write unix milliseconds for people, in this machine's time zone; '' for 0."""
     if not at_ms:

@@ -19,12 +19,17 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import redis
 import zxingcpp
 from click.testing import CliRunner
 from PIL import Image
 
+from engine.state.server import running_url
+from pickgate.v1 import redemption_service_pb2 as redemption_pb
+from pickgate.v1 import types_pb2 as types_pb
 from server.cli import main
-from tests.server.conftest import wait_until
+from server.client import Client
+from tests.server.conftest import AT_STORE, wait_until
 
 ROOT = Path(__file__).parents[2]
 START_BOUND_S = 60.0
@@ -397,6 +402,42 @@ def test_kill_9_restart_retry_redeems_once(tmp_path: Path) -> None:
         assert not (tmp_path / "data" / "store.sock").exists()
 
 
+@pytest.mark.fault
+def test_a_stop_by_signal_lets_a_redemption_in_flight_finish(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        made = serve(stack, tmp_path / "data", tmp_path)
+        furnish(made)
+        uid = made.json("issue", "--order", "A-1", "--line", "101")["uid"]
+        text = made.json("render", uid)["payloads"][0]["text"]
+        with redis.Redis.from_url(running_url(made.data_dir)) as direct:
+            store = int(direct.info("server")["process_id"])
+        with Client(made.address, tries=1) as client:
+            request = redemption_pb.RedeemRequest(
+                terminal=types_pb.Terminal(mall_id=7, store_id=2001, terminal_id=3),
+                request_id="in-flight-1",
+                code=text,
+                position=AT_STORE,
+            )
+            assert client.healthy()
+            os.kill(store, signal.SIGSTOP)
+            try:
+                answer = client.redemption.Redeem.future(request, timeout=10)
+                # Sent behind it on the same connection: once this is answered, the server has the redemption.
+                client.healthy()
+                made.process.send_signal(signal.SIGTERM)
+                wait_until(lambda: "stopping" in (tmp_path / "server.log").read_text(), "it is stopping")
+                assert made.process.poll() is None
+                assert not answer.done()
+            finally:
+                os.kill(store, signal.SIGCONT)
+            assert answer.result().verdict == redemption_pb.REDEEM_VERDICT_REDEEMED
+        assert made.process.wait(30) == 0
+
+        again = serve(stack, tmp_path / "data", tmp_path)
+        replayed = again.json("redeem", text, *HERE, "--request-id", "in-flight-1")
+        assert (replayed["verdict"], replayed["replayed"]) == ("REDEEMED", True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_in_order(tmp_path: Path, number: signal.Signals) -> None:
     with ExitStack() as stack:
@@ -536,6 +577,29 @@ def test_the_doctor_says_that_the_kernels_are_pure(tmp_path: Path) -> None:
     found = findings(pickgate("doctor", "--json", cwd=tmp_path, PICKGATE_PURE="1"))
     assert found["kernels"]["level"] == "warn"
     assert "PICKGATE_PURE" in found["kernels"]["text"]
+
+
+@pytest.mark.parametrize("command", ["doctor", "serve"])
+def test_missing_kernels_are_told_and_mended_by_a_build(tmp_path: Path, command: str) -> None:
+    program = "import sys; sys.modules['ext.primitives'] = None; from server.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, command, "--json"],
+        cwd=tmp_path,
+        env=environment(PICKGATE_PURE="0"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    if command == "doctor":
+        found = findings(done)
+        assert (found["kernels"]["level"], found["kernels"]["mend"]) == ("fail", "run `make build`")
+        assert "store" not in found
+    else:
+        assert done.stderr.startswith("error SETUP: ")
+        assert "make build" in done.stderr
 
 
 def test_help_names_every_command(tmp_path: Path) -> None:
