@@ -128,7 +128,7 @@ check-stubs: setup
 # The kernels of these two kinds are of no use afterwards (the first can't even be loaded alone): build release again.
 sanitize: setup ## Kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@status=0; $(MAKE) PICKGATE_BUILD=sanitize build && \
-		LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
+		PICKGATE_BUILD=sanitize LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc \
 		$(PY) -m pytest tests/ext -p no:cacheprovider --capture=sys $(ARGS) || status=$$?; \
 		$(MAKE) PICKGATE_BUILD=release build; exit $$status

@@ -78,7 +78,8 @@ cdef int hmac_key(Hmac *state, int suite, const unsigned char *key, size_t size)
     if size > HASH_BLOCK_SIZE:
         good = _digest(suite, key, size, pad) == 0
     else:
-        memcpy(pad, key, size)
+        if size:      # an empty key may be NULL, which memcpy must not be given even for nothing
+            memcpy(pad, key, size)
         good = 1
     state.inner = EVP_MD_CTX_new()
     state.outer = EVP_MD_CTX_new()

@@ -46,3 +46,5 @@ CLIENT_TRIES_DEFAULT: Final = 5
 CLIENT_WAIT_S_MIN: Final = 0.2
 CLIENT_WAIT_S_MAX: Final = 5.0
 """Back-off between tries doubles from the first to the second, plus jitter."""
+CLIENT_WAITS_S_MAX: Final = 4.0
+"""All waits of one call: a person stands at the counter. Advice to wait longer than this means that somebody must act."""

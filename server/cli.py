@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Final
 
 # Before grpc is imported: its own diagnostics would stand between a command's lines.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import click
 
-from server.commands import codes, doctor, keys, places, redemption, serving, stock
-from server.console import Console
+from server.console import EXIT_USAGE, Console
 
 
 def _version() -> str:
@@ -22,7 +24,48 @@ def _version() -> str:
         return "unknown (not installed)"
 
 
+_COMMANDS: Final = {
+    "serve": "server.commands.serving:serve",
+    "init": "server.commands.serving:init",
+    "doctor": "server.commands.doctor:doctor",
+    "keys": "server.commands.keys:keys",
+    "malls": "server.commands.places:malls",
+    "stores": "server.commands.places:stores",
+    "catalogue": "server.commands.places:catalogue",
+    "stock": "server.commands.stock:stock",
+    "issue": "server.commands.codes:issue",
+    "render": "server.commands.codes:render",
+    "void": "server.commands.codes:void",
+    "get": "server.commands.codes:get",
+    "inspect": "server.commands.redemption:inspect",
+    "redeem": "server.commands.redemption:redeem",
+}
+"""Each command and where it is, in the order of the help."""
+
+
+class _Commands(click.Group):
+    """Loads a command when it is called: a clerk's `redeem` does not wait for what only `serve` needs."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[name].partition(":")
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ImportError as error:
+            # A kernel that is not built, or a dependency that is missing: the message says which.
+            click.echo(
+                f"error SETUP: {' '.join(str(error).split())}; `pickgate doctor` looks closer", err=True
+            )
+            sys.exit(EXIT_USAGE)
+        return command
+
+
 @click.group(
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     # \b keeps click from filling the lines up.
     epilog="\b\nExit codes: 0 done"
@@ -52,24 +95,6 @@ def main(
     context.obj = Console(config_file=config_file, flags={"target": target, "timeout_s": timeout_s})
     context.obj.json = as_json
 
-
-for _command in (
-    serving.serve,
-    serving.init,
-    doctor.doctor,
-    keys.keys,
-    places.malls,
-    places.stores,
-    places.catalogue,
-    stock.stock,
-    codes.issue,
-    codes.render,
-    codes.void,
-    codes.get,
-    redemption.inspect,
-    redemption.redeem,
-):
-    main.add_command(_command)
 
 if __name__ == "__main__":
     main(prog_name="pickgate")

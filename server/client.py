@@ -98,17 +98,20 @@ class Client:
 
     def call(self, method: grpc.UnaryUnaryMultiCallable[Q, R], request: Q) -> R:
         """Call a method of one of the stubs, `client.call(client.redemption.Redeem, request)`. Raises CallFailed."""
-        tries = 0
+        tries, waited_s = 0, 0.0
         while True:
             tries += 1
             try:
                 return method(request, timeout=self._timeout_s)
             except grpc.RpcError as error:
                 failed, retry_after_s = _failed(error, tries)
-            if failed.code not in _RETRIED or tries >= self._tries:
+            wait_s = min(
+                max(retry_after_s, bounds.CLIENT_WAIT_S_MIN * 2 ** (tries - 1)), bounds.CLIENT_WAIT_S_MAX
+            )
+            waited_s += wait_s
+            if failed.code not in _RETRIED or tries >= self._tries or waited_s > bounds.CLIENT_WAITS_S_MAX:
                 raise failed
-            wait_s = max(retry_after_s, bounds.CLIENT_WAIT_S_MIN * 2 ** (tries - 1))
-            self._sleep(min(wait_s, bounds.CLIENT_WAIT_S_MAX) * (1 + self._jitter() / 4))
+            self._sleep(wait_s * (1 + self._jitter() / 4))
 
     def healthy(self) -> bool:
         """Ask the health service whether the server serves. Raises CallFailed when it can't be asked."""

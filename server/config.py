@@ -28,6 +28,10 @@ FILE_VARIABLE: Final = "PICKGATE_CONFIG"
 FILE_DEFAULT: Final = "pickgate.toml"
 PASSPHRASE_VARIABLE: Final = "PICKGATE_PASSPHRASE"
 """The passphrase itself; a file is better, since a process' environment can be read by more than itself."""
+PASSPHRASE_BESIDE_DATA: Final = (
+    "the keyring's passphrase lies beside the data it protects: whoever copies the folder has both; "
+    "move the file elsewhere and name it by --passphrase-file"
+)
 PORT_DEFAULT: Final = 7425
 """P-I-C-K on a telephone's keys; in the user range of RFC 6335, above the ports that need privileges."""
 
@@ -167,6 +171,11 @@ class Settings(BaseModel):
     def embedded(self) -> bool:
         """True when the server brings its own store."""
         return not self.store_url
+
+    @property
+    def own_passphrase_file(self) -> Path:
+        """Where the embedded mode keeps the passphrase that it made itself."""
+        return self.data_dir / "passphrase"
 
     @property
     def server_address(self) -> str:

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,7 +58,13 @@ class Console:
 
     def client(self, settings: config.Settings) -> Client:
         """Connect to the server that the settings name."""
-        return Client(settings.server_address, timeout_s=settings.timeout_s)
+
+        def wait(wait_s: float) -> None:
+            if sys.stderr.isatty() and not self.json:
+                click.echo(f"not decided now, trying again in {wait_s:.1f} s", err=True)
+            time.sleep(wait_s)
+
+        return Client(settings.server_address, timeout_s=settings.timeout_s, sleep=wait)
 
     def emit(self, value: Mapping[str, Any] | Sequence[Any], show: Callable[[RichConsole], None]) -> None:
         """Print a result: `value` as JSON for machines, or what `show` prints for people."""
@@ -95,6 +102,15 @@ def table(title: str, *columns: str) -> Table:
     for column in columns:
         made.add_column(column.removeprefix("#"), justify="right" if column.startswith("#") else "left")
     return made
+
+
+def ask_passphrase() -> str:
+    """Ask for the passphrase on a terminal; '' when there is none."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return ""
+    return str(
+        click.prompt("Passphrase of the keyring", hide_input=True, err=True, default="", show_default=False)
+    )
 
 
 def moment(at_ms: int) -> str:

@@ -12,27 +12,16 @@ from typing import Final
 
 from engine.deployment import Deployment, Durability
 from engine.errors import ConfigError, DeploymentMismatch, SetupError, StoreInUse
-from engine.state.server import EmbeddedServer
+from engine.state.server import EmbeddedServer, running_url
 from engine.wrapping import PassphraseUnlock
 from server.config import PASSPHRASE_VARIABLE, Settings
 
-PASSPHRASE_FILE: Final = "passphrase"
-"""Name of the passphrase file that the embedded mode makes in its data folder."""
 PASSPHRASE_RANDOM_BYTES: Final = 32
-PAYLOAD_KEY_WARNING: Final = (
-    "the keyring's passphrase lies beside the data it protects: whoever copies the folder has both; "
-    "move the file elsewhere and name it by --passphrase-file"
-)
 
 _log = logging.getLogger(__name__)
 
 Ask = Callable[[], str]
 """Asks a person for the passphrase; '' when there is nobody to ask."""
-
-
-def passphrase_path(settings: Settings) -> Path:
-    """Where the embedded mode keeps its own passphrase."""
-    return settings.data_dir / PASSPHRASE_FILE
 
 
 def find_unlock(
@@ -46,8 +35,8 @@ def find_unlock(
         return PassphraseUnlock.from_file(settings.passphrase_file)
     if PASSPHRASE_VARIABLE in environ:
         return PassphraseUnlock.from_environment(PASSPHRASE_VARIABLE, environ)
-    if settings.embedded and passphrase_path(settings).exists():
-        return PassphraseUnlock.from_file(passphrase_path(settings))
+    if settings.embedded and settings.own_passphrase_file.exists():
+        return PassphraseUnlock.from_file(settings.own_passphrase_file)
     typed = ask() if ask is not None else ""
     return PassphraseUnlock(typed.encode("utf-8", "surrogateescape")) if typed else None
 
@@ -109,12 +98,6 @@ def store(settings: Settings, *, share: bool = False) -> Iterator[str]:
         embedded.stop()
 
 
-def running_url(data_dir: Path) -> str:
-    """URL of the embedded store that another process runs on a data folder; '' if its socket is not to be found."""
-    socket = data_dir.absolute() / "store.sock"
-    return f"unix://{socket}" if socket.is_socket() else ""
-
-
 def create(
     url: str, settings: Settings, environ: Mapping[str, str], *, ask: Ask | None = None
 ) -> Path | None:
@@ -134,7 +117,7 @@ def create(
                 f"PICKGATE_PASSPHRASE_FILE or {PASSPHRASE_VARIABLE}",
                 field="passphrase_file",
             )
-        made = passphrase_path(settings)
+        made = settings.own_passphrase_file
         make_passphrase_file(made)
         unlock = PassphraseUnlock.from_file(made)
     Deployment.create(

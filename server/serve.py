@@ -5,7 +5,10 @@ It listens on loopback and unix sockets only (`server.config.parse_listen` says 
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -113,10 +116,11 @@ class Server:
         self.stop()
 
     def _bind(self, listen: Listen) -> str:
-        try:
-            port = self._server.add_insecure_port(listen.address)
-        except RuntimeError:
-            port = 0
+        port = 0
+        # gRPC takes a socket's path over from whoever listens there; only one that nobody answers on is left behind.
+        if listen.port is not None or not _answers(listen.address.removeprefix("unix:")):
+            with contextlib.suppress(RuntimeError):
+                port = self._server.add_insecure_port(listen.address)
         if not port:
             raise SetupError(
                 f"can't listen on {listen.address}: another process listens there, or the address is not this "
@@ -124,6 +128,8 @@ class Server:
                 field="listen",
             )
         if listen.port is None:
+            # Callers are not authenticated here: the socket is its owner's alone, whatever the umask.
+            os.chmod(listen.address.removeprefix("unix:"), 0o600)
             return listen.address
         return f"{listen.address.rpartition(':')[0]}:{port}"
 
@@ -155,3 +161,9 @@ class Server:
                 if told is not None:
                     _log.warning("serving again" if healthy else "health says NOT_SERVING now")
                 told = healthy
+
+
+def _answers(path: str) -> bool:
+    """Whether somebody listens on the unix socket `path`."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        return connection.connect_ex(path) == 0

@@ -16,7 +16,7 @@ from grpc_status import rpc_status
 
 from engine import calls, issuance, limits, redemption, stock
 from engine.deployment import Deployment
-from engine.errors import NotFound, PickgateError
+from engine.errors import NotFound, PickgateError, UnknownMall
 from pickgate.v1 import code_service_pb2 as code_pb
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import stock_service_pb2 as stock_pb
@@ -62,15 +62,21 @@ def _time_zone(deployment: Deployment, store_id: int) -> str:
     return translate.TIME_ZONE_DEFAULT if store is None else store.time_zone
 
 
+def _known_mall(deployment: Deployment, mall_id: int) -> None:
+    """Check a read's mall: for one that is not there, "nothing" would be a misleading answer."""
+    if deployment.control.mall(mall_id) is None:
+        raise UnknownMall(f"mall {mall_id} is not registered: put it first", field="mall_id")
+
+
 # --- RedemptionService --------------------------------------------------------------------------------------------
 
 
 def _redeem(deployment: Deployment, message: redemption_pb.RedeemRequest) -> Message:
     request = translate.redeem_request(message)
+    # Looked up first: once it is decided, nothing may stand between the caller and the answer.
+    time_zone = _time_zone(deployment, request.terminal.store_id)
     answer = _one(redemption.redeem(deployment, [request]))
-    return translate.redeem_response(
-        request.request_id, answer, _time_zone(deployment, request.terminal.store_id)
-    )
+    return translate.redeem_response(request.request_id, answer, time_zone)
 
 
 def _inspect(deployment: Deployment, message: redemption_pb.InspectRequest) -> Message:
@@ -168,7 +174,12 @@ def _set_baseline(deployment: Deployment, message: stock_pb.SetBaselineRequest) 
 
 
 def _read_stock(deployment: Deployment, message: stock_pb.ReadStockRequest) -> Message:
-    figures = stock.read(deployment, *translate.read_stock_request(message))
+    mall_id, store_id, sku_ids = translate.read_stock_request(message)
+    _known_mall(deployment, mall_id)
+    store = deployment.control.store(store_id)
+    if store is None or mall_id not in store.mall_ids:
+        raise NotFound(f"there is no store {store_id} that serves mall {mall_id}", field="store_id")
+    figures = stock.read(deployment, mall_id, store_id, sku_ids)
     return stock_pb.ReadStockResponse(
         figures=[translate.stock_figures(one) for one in sorted(figures, key=lambda one: one.sku_id)]
     )
@@ -246,6 +257,7 @@ def _get_store(deployment: Deployment, message: store_pb.GetStoreRequest) -> Mes
 
 def _list_catalogue(deployment: Deployment, message: store_pb.ListCatalogueRequest) -> Message:
     mall_id = checks.identifier(message.mall_id, "mall_id")
+    _known_mall(deployment, mall_id)
     page, token = _page(
         deployment.control.catalogue(mall_id), lambda entry: entry.sku_id, *translate.page(message)
     )

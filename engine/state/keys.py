@@ -8,7 +8,7 @@ Per partition, with `{tag}` in front:
 | c<bucket> | hash | records of codes: uid (8 bytes) → record (layouts.RECORD) |
 | q<bucket> | hash | remembered answers: request digest (12 bytes) → body digest and answer |
 | s<mall>:<store> | hash | stock: SKU (decimal) → figures (layouts.STOCK) |
-| r<day>:<bucket> | hash | register of request ids: request digest → body digest, for a few days |
+| r<day>:<bucket> | hash | register of request ids: request digest → body digest and number of calls that hold it, for a few days |
 | k<digest> | string | remembered answer of a stock change, with a lifetime |
 | x<minute> | string | uids (8 bytes each) that fall due in that minute since 1970: to expire, or to forget |
 | e | stream | events, id = epoch-seq |

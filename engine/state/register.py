@@ -28,18 +28,20 @@ class Entry:
 
 
 def enter(connection: Connection, entries: Sequence[Entry]) -> list[PickgateError | None]:
-    """Enter request ids. Per entry None, or the error: RequestIdReused, StoreUnavailable."""
+    """Enter request ids for one call, which holds each once. Per entry None, or the error: RequestIdReused, StoreUnavailable."""
     return _run(connection, entries, enter=True)
 
 
 def strike_out(connection: Connection, entries: Sequence[Entry]) -> None:
-    """Strike out request ids that were refused. What fails here only makes a later reuse be refused."""
+    """Let go of request ids that were refused. What fails here only makes a later reuse be refused."""
     if entries:
         _run(connection, entries, enter=False)
 
 
 def _run(connection: Connection, entries: Sequence[Entry], *, enter: bool) -> list[PickgateError | None]:
     partitions = len(connection.partitions)
+    # An id may stand more than once in a call.
+    distinct = list(dict.fromkeys(entries))
     today = connection.now_ms() // _DAY_MS
 
     def pack(entry: Entry, names: PartitionKeys, keys: batch.Keys) -> bytes:
@@ -49,23 +51,21 @@ def _run(connection: Connection, entries: Sequence[Entry], *, enter: bool) -> li
     replies = batch.run(
         connection,
         scripts.REGISTER,
-        entries,
+        distinct,
         lambda entry: int.from_bytes(entry.request[4:8], "big") % partitions,
         pack,
         first_args=(int(enter),),
     )
-    outcomes: list[PickgateError | None] = []
-    for reply in replies:
+    outcomes: dict[Entry, PickgateError | None] = {}
+    for entry, reply in zip(distinct, replies, strict=True):
         if isinstance(reply, PickgateError):
-            outcomes.append(reply)
+            outcomes[entry] = reply
         elif reply == _REUSED:
-            outcomes.append(
-                RequestIdReused(
-                    "this request id was used before for another request: nothing was done; use a new id for a new request,"
-                    " and the same id only to repeat exactly the same one",
-                    field="request_id",
-                )
+            outcomes[entry] = RequestIdReused(
+                "this request id was used before for another request: nothing was done; use a new id for a new request,"
+                " and the same id only to repeat exactly the same one",
+                field="request_id",
             )
         else:
-            outcomes.append(None)
-    return outcomes
+            outcomes[entry] = None
+    return [outcomes[entry] for entry in entries]

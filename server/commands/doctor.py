@@ -17,24 +17,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 from rich.console import Console as RichConsole
 from rich.markup import escape
 
-from engine import limits
-from engine.claims import Suite, Version
-from engine.errors import DeploymentMismatch, KeyringLocked, NoActiveKey, PickgateError
-from engine.keyring import KeyState, Purpose
-from server import opening
+from engine.errors import PickgateError
+from engine.state.server import find_binary
 from server.client import CallFailed, Client
-from server.commands.serving import ask_passphrase
-from server.config import Settings, redacted
-from server.console import EXIT_OK, EXIT_USAGE, Console, command
+from server.config import PASSPHRASE_BESIDE_DATA, Settings
+from server.console import EXIT_OK, EXIT_USAGE, Console, ask_passphrase, command
+from server.findings import Finding, Level
 
 FREE_BYTES_WARN: Final = 2 * 1024**3
 FREE_BYTES_FAIL: Final = 256 * 1024**2
@@ -42,36 +37,19 @@ FREE_BYTES_FAIL: Final = 256 * 1024**2
 FSYNC_MS_WARN: Final = 10.0
 """An answer waits for one fsync: a disk slower than this eats a good part of the 50 ms that a terminal is promised."""
 FSYNC_WRITES: Final = 20
-SKEW_MS_WARN: Final = limits.CLOCK_SKEW_MS_MAX // 5
 
 _OPENSSL_VERSION_MIN: Final = (3, 0)
 
 
-class Level(StrEnum):
-    """How bad a finding is."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report: what was looked at, how it is, and, unless it is well, how to mend it."""
-
-    what: str
-    level: Level
-    text: str
-    mend: str = ""
-
-
-def examine(settings: Settings, *, ask: opening.Ask | None = None) -> Iterator[Finding]:
-    """Look at everything, in order."""
+def examine(settings: Settings, *, ask: Callable[[], str] | None = None) -> Iterator[Finding]:
+    """Look at everything, in order; `ask` asks a person for the keyring's passphrase."""
     kernels = list(_kernels())
     yield from kernels
     yield from _disk(settings)
     if all(finding.level is not Level.FAIL for finding in kernels):
-        yield from _store(settings, ask)
+        # By name: it needs the kernels, and the doctor must be able to say that they are missing.
+        store = importlib.import_module("server.commands.doctor_store")
+        yield from store.examine(settings, ask)
     yield _server(settings)
 
 
@@ -122,9 +100,7 @@ def _disk(settings: Settings) -> Iterator[Finding]:
     if not settings.embedded:
         return
     try:
-        # By name, so that a missing engine does not keep the doctor from saying so.
-        server = importlib.import_module("engine.state.server")
-        yield Finding("store binary", Level.OK, str(server.find_binary(settings.store_binary)))
+        yield Finding("store binary", Level.OK, str(find_binary(settings.store_binary)))
     except PickgateError as error:
         yield Finding("store binary", Level.FAIL, error.message, "install one of those the message names")
     folder = settings.data_dir
@@ -197,7 +173,7 @@ def _fsync(folder: Path) -> Finding:
 
 
 def _passphrase_mode(settings: Settings) -> Iterator[Finding]:
-    path = settings.passphrase_file or opening.passphrase_path(settings)
+    path = settings.passphrase_file or settings.own_passphrase_file
     with contextlib.suppress(OSError):
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
@@ -205,104 +181,9 @@ def _passphrase_mode(settings: Settings) -> Iterator[Finding]:
                 "passphrase", Level.FAIL, f"{path} is open to others (mode {mode:04o})", f"chmod 600 {path}"
             )
         elif path.parent == settings.data_dir:
-            yield Finding("passphrase", Level.WARN, str(path), opening.PAYLOAD_KEY_WARNING)
+            yield Finding("passphrase", Level.WARN, str(path), PASSPHRASE_BESIDE_DATA)
         else:
             yield Finding("passphrase", Level.OK, str(path))
-
-
-# --- store, clock, keys -------------------------------------------------------------------------------------------
-
-
-def _store(settings: Settings, ask: opening.Ask | None) -> Iterator[Finding]:
-    if settings.embedded and not settings.data_dir.is_dir():
-        return
-    where = str(settings.data_dir) if settings.embedded else redacted(settings.store_url)
-    try:
-        with opening.store(settings, share=True) as url:
-            yield from _deployment(url, where, settings, ask)
-    except PickgateError as error:
-        yield Finding("store", Level.FAIL, error.message, "see the message; it says what to do")
-
-
-def _deployment(url: str, where: str, settings: Settings, ask: opening.Ask | None) -> Iterator[Finding]:
-    try:
-        deployment = opening.open_deployment(url, settings, os.environ, ask=ask)
-    except KeyringLocked as error:
-        yield Finding("keyring", Level.FAIL, error.message, "give the right --passphrase-file")
-        return
-    except DeploymentMismatch as error:
-        mend = "run `pickgate serve` once" if settings.embedded else "run `pickgate init --store URL`"
-        yield Finding("deployment", Level.FAIL, error.message, mend)
-        return
-    with deployment:
-        facts = deployment.connection.facts()
-        version = ".".join(map(str, facts.version))
-        yield Finding("store", Level.OK, f"{facts.product} {version} at {where}")
-        yield Finding(
-            "durability",
-            Level.WARN if settings.durability == "memory" else Level.OK,
-            f"{settings.durability} (appendonly {facts.settings.get('appendonly')}, appendfsync "
-            f"{facts.settings.get('appendfsync')}, {facts.settings.get('maxmemory-policy')})",
-            "a restart of the store forgets everything: for tests only"
-            if settings.durability == "memory"
-            else "",
-        )
-        constants = deployment.constants
-        yield Finding("deployment", Level.OK, f"{constants.deployment_id}, {constants.partitions} partitions")
-        yield _clock(deployment.connection, deployment.now_ms)
-        yield from _keys(deployment)
-
-
-def _clock(connection: Any, now_ms: Callable[[], int]) -> Finding:
-    before_ms = now_ms()
-    [(seconds, micros)] = connection.read([("TIME",)])
-    # The reading lies somewhere within the round trip: half of it is the best guess.
-    skew_ms = int(seconds) * 1000 + int(micros) // 1000 - (before_ms + now_ms()) // 2
-    text = f"this machine and the store differ by {abs(skew_ms)} ms"
-    mend = "synchronise both clocks (NTP)"
-    if abs(skew_ms) > limits.CLOCK_SKEW_MS_MAX:
-        return Finding(
-            "clock", Level.FAIL, f"{text}: past {limits.CLOCK_SKEW_MS_MAX} ms all changes are refused", mend
-        )
-    return (
-        Finding("clock", Level.WARN, text, mend)
-        if abs(skew_ms) > SKEW_MS_WARN
-        else Finding("clock", Level.OK, text)
-    )
-
-
-def _keys(deployment: Any) -> Iterator[Finding]:
-    copy = deployment.control.copy()
-    try:
-        keys = copy.usable_keys()
-    except KeyringLocked as error:
-        yield Finding("keyring", Level.FAIL, error.message, "give the right --passphrase-file")
-        return
-    missing = []
-    for version in Version:
-        for suite in Suite:
-            try:
-                keys.active_kid(version, suite)
-            except NoActiveKey:
-                option = f"--version {version.name.lower()} --suite {suite.name.lower()}"
-                missing.append((f"{version.name.lower()} {suite.name}", f"pickgate keys rotate {option}"))
-    for purpose in (Purpose.UID, Purpose.SERIAL, Purpose.PIN):
-        active = [
-            record
-            for record in copy.keyring.records
-            if record.purpose is purpose and record.state is KeyState.ACTIVE
-        ]
-        if not active:
-            missing.append((purpose.value, f"pickgate keys rotate --purpose {purpose.value}"))
-    yield Finding(
-        "keyring", Level.OK, f"opens; {len(copy.keyring.records)} keys, revision {copy.keyring.revision}"
-    )
-    for what, mend in missing:
-        yield Finding("keys", Level.FAIL, f"no active key for {what}", mend)
-    if not missing:
-        yield Finding(
-            "keys", Level.OK, "an active key for every version and suite, and for uid, serial and PIN"
-        )
 
 
 # --- server -------------------------------------------------------------------------------------------------------

@@ -19,8 +19,7 @@ from engine.keyring import Keyring, KeySummary, Purpose
 from server import opening
 from server.client import new_request_id
 from server.commands import parameters
-from server.commands.serving import ask_passphrase
-from server.console import Console, command, table
+from server.console import Console, ask_passphrase, command, table
 
 Change = Callable[[Keyring, int, Callable[[int], bytes]], Keyring]
 

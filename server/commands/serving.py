@@ -16,8 +16,8 @@ from rich.console import Console as RichConsole
 
 from engine.deployment import Deployment
 from server import opening
-from server.config import Settings, redacted
-from server.console import Console, command
+from server.config import PASSPHRASE_BESIDE_DATA, Settings, redacted
+from server.console import Console, ask_passphrase, command
 from server.serve import Server
 
 _log = logging.getLogger(__name__)
@@ -40,15 +40,6 @@ _partitions = click.option(
 _passphrase_file = click.option(
     "--passphrase-file", type=click.Path(path_type=Path), help="File with the keyring's passphrase."
 )
-
-
-def ask_passphrase() -> str:
-    """Ask for the passphrase on a terminal; '' when there is none."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return ""
-    return str(
-        click.prompt("Passphrase of the keyring", hide_input=True, err=True, default="", show_default=False)
-    )
 
 
 @click.command("serve")
@@ -117,7 +108,7 @@ def serve(
                 _log.warning(
                     "made the passphrase file %s: keep a copy of it. Note that %s",
                     made,
-                    opening.PAYLOAD_KEY_WARNING,
+                    PASSPHRASE_BESIDE_DATA,
                 )
         with opening.open_deployment(url, settings, os.environ, ask=ask_passphrase) as deployment:
             _run(console, settings, deployment, stopping)
@@ -189,6 +180,6 @@ def init(
         )
         if made is not None:
             rich.print(f"  made the passphrase file {made}: keep a copy of it, without it the keys are lost")
-            rich.print(f"  note: {opening.PAYLOAD_KEY_WARNING}")
+            rich.print(f"  note: {PASSPHRASE_BESIDE_DATA}")
 
     console.emit(value, show)

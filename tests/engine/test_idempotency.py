@@ -398,10 +398,11 @@ def test_stock_again_after_the_set_up_changed(shop: Shop) -> None:
     ],
 )
 def test_stock_id_with_another_body(shop: Shop, fields: dict[str, Any]) -> None:
+    fields = dict(fields)
     shop.receive(5, request_id=ID)
     before = shop.dump()
     with pytest.raises(RequestIdReused):
-        shop.receive(**{"amount": 5, "request_id": ID} | fields)
+        shop.receive(fields.pop("amount", 5), request_id=ID, **fields)
     assert shop.dump() == before
 
 

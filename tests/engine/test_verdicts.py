@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any, Final
 
 import pytest
@@ -49,10 +50,14 @@ def case(*verdicts: Verdict) -> Callable[[Callable[..., Act]], Callable[..., Act
 
     def register(prepare: Callable[..., Act]) -> Callable[..., Act]:
         for one in verdicts:
-            CASES.append((one, prepare if len(verdicts) == 1 else lambda shop, one=one: prepare(shop, one)))
+            CASES.append((one, prepare if len(verdicts) == 1 else partial(_told, prepare, one)))
         return prepare
 
     return register
+
+
+def _told(prepare: Callable[..., Act], wanted: Verdict, shop: Shop) -> Act:
+    return prepare(shop, wanted)
 
 
 # --- issue --------------------------------------------------------------------------------------------------------
@@ -394,7 +399,8 @@ def _stock_unknown_store(shop: Shop) -> Act:
 def _id(value: object) -> str:
     if isinstance(value, Enum):
         return f"{type(value).__name__}.{value.name}"
-    return getattr(value, "__name__", "").strip("_<>")
+    prepare = value.args[0] if isinstance(value, partial) else value
+    return str(getattr(prepare, "__name__", "")).strip("_")
 
 
 @pytest.mark.parametrize("enum", ENUMS)
@@ -435,7 +441,7 @@ def test_verdict_and_what_it_changes(shop: Shop, wanted: Verdict, prepare: Calla
 
 def _check_sentences(wanted: Verdict, answer: Any) -> None:
     """Every fact that a sentence names is in the answer."""
-    source = answer.record if isinstance(answer, RenderAnswer) else answer
+    source: Any = answer.record if isinstance(answer, RenderAnswer) else answer
     names = {name for _, name, _, _ in string.Formatter().parse(wanted.answer.zh + wanted.answer.en) if name}
     facts: dict[str, object] = {}
     for name in names:

@@ -57,7 +57,10 @@ def test_every_verdict_of_the_engine_is_in_the_contract() -> None:
 
 
 def test_refusals_of_inspect_have_the_numbers_of_redeem() -> None:
-    redeem = {value.name.removeprefix("REDEEM_"): value.number for value in redemption_pb.RedeemVerdict.DESCRIPTOR.values}
+    redeem = {
+        value.name.removeprefix("REDEEM_"): value.number
+        for value in redemption_pb.RedeemVerdict.DESCRIPTOR.values
+    }
     for value in redemption_pb.InspectVerdict.DESCRIPTOR.values:
         if value.number != redemption_pb.INSPECT_VERDICT_REDEEMABLE:
             assert redeem[value.name.removeprefix("INSPECT_")] == value.number

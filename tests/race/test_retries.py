@@ -7,14 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from engine.calls import IssueRequest, RedeemRequest, VoidRequest
+from engine import issuance
+from engine.calls import IssueAnswer, IssueRequest, RedeemRequest, VoidRequest
 from engine.claims import Line, Suite, Version
 from engine.errors import PickgateError, RequestIdReused
 from engine.state.events import EventType
 from engine.verdict import IssueVerdict, RedeemVerdict, VoidVerdict
 from tests.race.books import check_books
 from tests.race.rivals import Rivals
-from tests.race.shop import MALL, OTHER_STORE, STORE, Shop, sound, terminal
+from tests.race.shop import MALL, OTHER_STORE, STORE, Shop, all_at_once, sound, terminal
 
 pytestmark = pytest.mark.race
 
@@ -121,3 +122,43 @@ def test_one_void_sent_many_times(shop: Shop, contest: Rivals, rounds: int) -> N
         assert Counter(answer.replayed for answer in answers) == {False: 1, True: 44}
         assert check_books(shop.deployment).kinds(code.uid) == [EventType.ISSUED, EventType.VOIDED]
         assert shop.figures(sku).available >= 5
+
+
+def test_a_refused_call_frees_no_request_id_that_another_call_used(shop: Shop, rounds: int) -> None:
+    """One order sent many times while its only unit comes in: some are refused, then it is served, and its id is taken."""
+    mixed = turn = 0
+    while mixed < 2 * rounds:
+        turn += 1
+        assert turn < 50 + 10 * rounds, "refusals and the service never meet"
+        sku = shop.sku(0)
+        shop.receive(sku, 1, store_id=OTHER_STORE)
+        request_id = shop.request_id()
+
+        def order(store_id: int) -> IssueAnswer | PickgateError:
+            line = Line(sku, 1)  # noqa: B023
+            request = IssueRequest(
+                MALL,
+                request_id,  # noqa: B023
+                store_id,
+                "order",
+                (line,),
+                Version.DYNAMIC,
+                Suite.AES,
+            )
+            [outcome] = issuance.issue(shop.deployment, [request])
+            return outcome
+
+        def order_or_receive(n: int) -> IssueAnswer | PickgateError | None:
+            if n:
+                return order(STORE)
+            shop.receive(sku, 1)  # noqa: B023
+            return None
+
+        outcomes = all_at_once(order_or_receive, range(20))[1:]
+        verdicts = Counter(outcome.verdict for outcome in outcomes if isinstance(outcome, IssueAnswer))
+        assert sum(verdicts.values()) == 19
+        if verdicts[IssueVerdict.ISSUED]:
+            mixed += bool(verdicts[IssueVerdict.STOCK_SHORT])
+            assert isinstance(order(OTHER_STORE), RequestIdReused), verdicts
+        else:
+            assert sound(order(OTHER_STORE)).verdict is IssueVerdict.ISSUED, "only refusals: the id is free"

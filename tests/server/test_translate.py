@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engine import calls, limits
 from engine.claims import Channel, EventId, Line, LineState, State, Suite, Version
 from engine.errors import InvalidInput, PickgateError, TooManyItems
-from engine.verdict import RedeemVerdict, RenderVerdict
+from engine.verdict import IssueVerdict, RedeemVerdict, RenderVerdict, StockVerdict, VoidVerdict
 from pickgate.v1 import code_service_pb2 as code_pb
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import stock_service_pb2 as stock_pb
@@ -387,6 +387,29 @@ def test_no_sentence_has_a_gap(verdict: RedeemVerdict) -> None:
         assert sentence
         assert "…" not in sentence
         assert "{" not in sentence
+
+
+@pytest.mark.parametrize("verdict", list(VoidVerdict), ids=lambda verdict: verdict.slug)
+def test_no_sentence_of_a_void_has_a_gap(verdict: VoidVerdict) -> None:
+    response = translate.void_response("r", calls.VoidAnswer(verdict, at_ms=AT_MS, terminal_id=1))
+    assert response.message_zh
+    assert "…" not in response.message_zh + response.message_en
+
+
+@pytest.mark.parametrize("verdict", list(IssueVerdict), ids=lambda verdict: verdict.slug)
+def test_no_sentence_of_an_issue_has_a_gap(verdict: IssueVerdict) -> None:
+    response = translate.issue_response("r", calls.IssueAnswer(verdict, sku_id=1, store_id=2))
+    assert response.message_zh
+    assert "…" not in response.message_zh + response.message_en
+
+
+@pytest.mark.parametrize("verdict", list(StockVerdict), ids=lambda verdict: verdict.slug)
+def test_no_sentence_of_a_stock_change_has_a_gap(verdict: StockVerdict) -> None:
+    figures = calls.StockFigures(sku_id=1, on_hand=2, reserved=5, baseline=0, tier=0)
+    outcome = translate.stock_outcome("r", calls.StockAnswer(verdict, figures, sku_id=1, store_id=2))
+    assert outcome.message_zh
+    assert "…" not in outcome.message_zh + outcome.message_en
+    assert (outcome.figures.available, outcome.figures.short) == (0, 3)
 
 
 def test_a_render_of_a_redeemed_code_says_when_from_its_record() -> None:

@@ -7,6 +7,10 @@
 -- A mall's request is decided in the partition of the store that it names, so a request id that comes back naming another
 -- store would be decided where nothing is known of the first. The register lies in a partition chosen by the request id
 -- alone. Its buckets are those of a day and end by themselves; an entry is good for three to four days.
+--
+-- An entry is the body digest (8 bytes) and, in decimal, how many calls hold it. A call enters before it is decided and is
+-- struck out when it was refused; the entry goes with the last one. So a refused call can't free an id under which another
+-- call, sent at the same time, is being decided or was done. One that was never decided may still happen: it holds on.
 
 local failed = begin()
 if failed then return failed end
@@ -16,29 +20,34 @@ local answers = {}
 local written = {}
 for n = 4, #ARGV do
   local request, body, day_0, day_1, day_2, day_3 = unpack_fields(REGISTER_ITEM, ARGV[n])
-  local found, found_in
+  local found, found_in, holders
   for _, day in ipairs({ day_0, day_1, day_2, day_3 }) do
     local kept = look(KEYS[day], request)
-    if kept and kept ~= '' and not found then found, found_in = kept, KEYS[day] end
+    if kept and not found then
+      found, holders, found_in = kept:sub(1, 8), tonumber(kept:sub(9)), KEYS[day]
+    end
   end
   local reply = 'A'
   if found and found ~= body then
     reply = 'X'
-  elseif not enter then
-    if found then
+  elseif found then
+    if enter then reply = 'R' end
+    holders = holders + (enter and 1 or -1)
+    if holders > 0 then
+      overlay[found_in][request] = found .. string.format('%.0f', holders)
+      written[#written + 1] = { 'HSET', found_in, request, overlay[found_in][request] }
+    else
       overlay[found_in][request] = false
       written[#written + 1] = { 'HDEL', found_in, request }
     end
-  elseif found then
-    reply = 'R'
-  else
-    overlay[KEYS[day_0]][request] = body
-    written[#written + 1] = { 'HSET', KEYS[day_0], request, body }
+  elseif enter then
+    overlay[KEYS[day_0]][request] = body .. '1'
+    written[#written + 1] = { 'HSET', KEYS[day_0], request, body .. '1' }
+    written[#written + 1] = { 'EXPIRE', KEYS[day_0], 4 * 86400 }
   end
   answers[n - 3] = reply
 end
 for _, command in ipairs(written) do
   redis.call(unpack(command))
-  if command[1] == 'HSET' then redis.call('EXPIRE', command[2], 4 * 86400) end
 end
 return answers

@@ -83,7 +83,7 @@ class StockServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadStock(self, request, context):
-        """Reads the figures of one store for one mall.
+        """Reads the figures of one store for one mall; status NOT_FOUND if the store does not serve the mall.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

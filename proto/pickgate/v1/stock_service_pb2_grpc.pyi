@@ -40,7 +40,7 @@ class StockServiceStub:
     SetBaseline: _grpc.UnaryUnaryMultiCallable[_stock_service_pb2.SetBaselineRequest, _stock_service_pb2.SetBaselineResponse]
     """Sets the baseline that stock tiers are measured against."""
     ReadStock: _grpc.UnaryUnaryMultiCallable[_stock_service_pb2.ReadStockRequest, _stock_service_pb2.ReadStockResponse]
-    """Reads the figures of one store for one mall."""
+    """Reads the figures of one store for one mall; status NOT_FOUND if the store does not serve the mall."""
 
 @_typing.type_check_only
 class StockServiceAsyncStub(StockServiceStub):
@@ -54,7 +54,7 @@ class StockServiceAsyncStub(StockServiceStub):
     SetBaseline: _aio.UnaryUnaryMultiCallable[_stock_service_pb2.SetBaselineRequest, _stock_service_pb2.SetBaselineResponse]  # type: ignore[assignment]
     """Sets the baseline that stock tiers are measured against."""
     ReadStock: _aio.UnaryUnaryMultiCallable[_stock_service_pb2.ReadStockRequest, _stock_service_pb2.ReadStockResponse]  # type: ignore[assignment]
-    """Reads the figures of one store for one mall."""
+    """Reads the figures of one store for one mall; status NOT_FOUND if the store does not serve the mall."""
 
 class StockServiceServicer(metaclass=_abc_1.ABCMeta):
     """Books and reads stock per mall, store and SKU, in units."""
@@ -89,6 +89,6 @@ class StockServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _stock_service_pb2.ReadStockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_stock_service_pb2.ReadStockResponse, _abc.Awaitable[_stock_service_pb2.ReadStockResponse]]:
-        """Reads the figures of one store for one mall."""
+        """Reads the figures of one store for one mall; status NOT_FOUND if the store does not serve the mall."""
 
 def add_StockServiceServicer_to_server(servicer: StockServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

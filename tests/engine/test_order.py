@@ -1,0 +1,260 @@
+"""The order of the rules: where several would refuse, the earliest in docs/rules.md answers, and only it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any, Final
+
+import pytest
+
+from engine import issuance, limits
+from engine.calls import IssueAnswer, StockChange
+from engine.claims import Line, Terminal, Version
+from engine.verdict import InspectVerdict, IssueVerdict, RedeemVerdict, StockVerdict, Verdict
+from tests.engine.shop import FAR_STORE, MALL, NEIGHBOUR, OTHER_MALL, STORE, Shop, north
+
+
+@dataclass
+class Attempt:
+    """A try to redeem a static code of one unit, to be spoilt in as many ways as there are rules."""
+
+    shop: Shop
+    issued: IssueAnswer
+    code: str
+    pin: str
+    terminal: Terminal = field(default_factory=lambda: Terminal(MALL, STORE, 7))
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def good(cls, shop: Shop) -> Attempt:
+        shop.stock_all()
+        issued = shop.issue(version=Version.STATIC, lines=(Line(100, 2),))
+        return cls(shop, issued, shop.show(issued.uid), issued.pin)
+
+    def redeem(self) -> Verdict:
+        return self.shop.redeem(self.code, pin=self.pin, terminal=self.terminal, **self.fields).verdict
+
+    def inspect(self) -> Verdict:
+        return self.shop.inspect(
+            self.code, terminal=self.terminal, position=self.fields.get("position")
+        ).verdict
+
+
+def _forged(attempt: Attempt) -> None:
+    attempt.code = attempt.code[:-1] + ("0" if attempt.code[-1] != "0" else "1")
+
+
+def _of_another_mall(attempt: Attempt) -> None:
+    attempt.terminal = replace(attempt.terminal, mall_id=OTHER_MALL)
+
+
+def _redeemed(attempt: Attempt) -> None:
+    assert attempt.shop.redeem(attempt.code, pin=attempt.pin).verdict.success
+
+
+def _voided(attempt: Attempt) -> None:
+    assert attempt.shop.void(attempt.issued.uid).verdict.success
+
+
+def _locked(attempt: Attempt) -> None:
+    wrong = f"{(int(attempt.issued.pin) + 1) % 1_000_000:06d}"
+    for _ in range(limits.TRIES_MAX):
+        attempt.shop.redeem(attempt.code, pin=wrong)
+
+
+def _expired(attempt: Attempt) -> None:
+    attempt.shop.clock.tick(limits.TTL_S_DEFAULT)
+
+
+def _stale(attempt: Attempt) -> None:
+    """A payload whose own expiry has passed although the record's has not, as after an extension."""
+    record = attempt.shop.record(attempt.issued.uid)
+    keys = attempt.shop.deployment.control.copy().usable_keys()
+    past = replace(record, expires_at_s=attempt.shop.clock.now_s)
+    [attempt.code] = issuance.seal(keys, past, [0])
+
+
+def _wrong_store(attempt: Attempt) -> None:
+    attempt.terminal = replace(attempt.terminal, store_id=NEIGHBOUR)
+
+
+def _no_pin(attempt: Attempt) -> None:
+    attempt.pin = ""
+
+
+def _wrong_pin(attempt: Attempt) -> None:
+    attempt.pin = f"{(int(attempt.issued.pin) + 1) % 1_000_000:06d}"
+
+
+def _too_far(attempt: Attempt) -> None:
+    attempt.fields["position"] = north(5000)
+
+
+def _too_vague(attempt: Attempt) -> None:
+    attempt.fields["position"] = north(0, accuracy_m=500)
+
+
+def _closed(attempt: Attempt) -> None:
+    attempt.shop.put_store(STORE, closed=True)
+    attempt.shop.put_store(NEIGHBOUR, closed=True)
+
+
+def _too_many(attempt: Attempt) -> None:
+    attempt.fields["lines"] = (Line(100, 3),)
+
+
+def _no_stock(attempt: Attempt) -> None:
+    attempt.shop.receive(0, change=StockChange.COUNT)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule: what it answers, how to offend against it, and its place in the order."""
+
+    place: int
+    verdict: RedeemVerdict
+    offend: Callable[[Attempt], None]
+    only_redeem: bool = False
+
+
+RULES: Final = (
+    Rule(1, RedeemVerdict.INVALID_CODE, _forged),
+    Rule(2, RedeemVerdict.UNKNOWN_CODE, _of_another_mall),
+    Rule(3, RedeemVerdict.ALREADY_REDEEMED, _redeemed),
+    Rule(3, RedeemVerdict.VOIDED, _voided),
+    Rule(3, RedeemVerdict.LOCKED, _locked),
+    Rule(4, RedeemVerdict.EXPIRED, _expired),
+    Rule(5, RedeemVerdict.STALE_CODE, _stale),
+    Rule(6, RedeemVerdict.WRONG_STORE, _wrong_store),
+    Rule(7, RedeemVerdict.PIN_REQUIRED, _no_pin, only_redeem=True),
+    Rule(7, RedeemVerdict.PIN_WRONG, _wrong_pin, only_redeem=True),
+    Rule(8, RedeemVerdict.OUT_OF_RANGE, _too_far),
+    Rule(8, RedeemVerdict.LOCATION_UNRELIABLE, _too_vague),
+    Rule(9, RedeemVerdict.STORE_CLOSED, _closed),
+    Rule(10, RedeemVerdict.NOTHING_LEFT, _too_many, only_redeem=True),
+    Rule(11, RedeemVerdict.OUT_OF_STOCK, _no_stock),
+)
+_DOING: Final = (_redeemed, _voided, _locked, _stale)
+"""Offences that act on the sound code, so they come before the others; a stale payload is sealed for its time."""
+
+
+def spoil(shop: Shop, *rules: Rule) -> Attempt:
+    """An attempt that offends against all these rules."""
+    attempt = Attempt.good(shop)
+    order = sorted(rules, key=lambda rule: rule.offend not in _DOING)
+    for rule in order:
+        rule.offend(attempt)
+    return attempt
+
+
+def later(rule: Rule) -> tuple[Rule, ...]:
+    """Rules behind this one, one for each place."""
+    return tuple({other.place: other for other in RULES if other.place > rule.place}.values())
+
+
+PAIRS: Final = [(first, second) for first, second in combinations(RULES, 2) if first.place != second.place]
+
+
+def _name(value: object) -> str:
+    return value.offend.__name__.strip("_") if isinstance(value, Rule) else str(value)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=_name)
+def test_each_rule_alone(shop: Shop, rule: Rule) -> None:
+    assert spoil(shop, rule).redeem() is rule.verdict
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=_name)
+def test_of_two_rules_the_earlier_answers(shop: Shop, first: Rule, second: Rule) -> None:
+    assert spoil(shop, first, second).redeem() is first.verdict
+
+
+@pytest.mark.parametrize("rule", RULES, ids=_name)
+def test_the_earliest_answers_when_all_behind_it_would_refuse_too(shop: Shop, rule: Rule) -> None:
+    assert spoil(shop, rule, *later(rule)).redeem() is rule.verdict
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if not rule.only_redeem], ids=_name)
+def test_inspect_keeps_the_order(shop: Shop, rule: Rule) -> None:
+    attempt = spoil(shop, rule, *(other for other in later(rule) if not other.only_redeem))
+    assert attempt.inspect() is InspectVerdict.numbered(rule.verdict.number)
+
+
+def test_all_places_are_taken() -> None:
+    assert sorted({rule.place for rule in RULES}) == list(range(1, 12))
+    verdicts = {rule.verdict for rule in RULES}
+    # As good as another of its place: no position at all, where one is required.
+    assert set(RedeemVerdict) - verdicts == {RedeemVerdict.REDEEMED, RedeemVerdict.LOCATION_REQUIRED}
+
+
+def test_missing_position_stands_where_a_bad_one_does(shop: Shop) -> None:
+    attempt = Attempt.good(shop)
+    for store_id in (STORE, NEIGHBOUR):
+        shop.put_store(store_id, terminal_location="required", closed=True)
+    assert attempt.redeem() is RedeemVerdict.LOCATION_REQUIRED
+    _wrong_pin(attempt)
+    assert attempt.redeem() is RedeemVerdict.PIN_WRONG
+
+
+def test_a_remembered_request_comes_before_every_rule_but_genuineness(shop: Shop) -> None:
+    attempt = Attempt.good(shop)
+    attempt.fields |= {"request_id": "remembered", "lines": (Line(100, 1),)}
+    assert attempt.redeem() is RedeemVerdict.REDEEMED
+    _stale(attempt)
+    _wrong_pin(attempt)
+    _too_far(attempt)
+    _closed(attempt)
+    _no_stock(attempt)
+    _voided(attempt)
+    _expired(attempt)
+    assert attempt.redeem() is RedeemVerdict.REDEEMED
+    _forged(attempt)
+    assert attempt.redeem() is RedeemVerdict.INVALID_CODE
+
+
+def test_wrong_pin_is_not_counted_where_an_earlier_rule_answers(shop: Shop) -> None:
+    """A stranger in the wrong store, or with yesterday's printout, can't lock a customer out."""
+    attempt = Attempt.good(shop)
+    _wrong_pin(attempt)
+    _wrong_store(attempt)
+    for _ in range(5):
+        assert attempt.redeem() is RedeemVerdict.WRONG_STORE
+    assert shop.record(attempt.issued.uid).tries == 0
+
+
+def test_bad_position_is_never_counted(shop: Shop) -> None:
+    attempt = Attempt.good(shop)
+    _too_far(attempt)
+    for _ in range(5):
+        assert attempt.redeem() is RedeemVerdict.OUT_OF_RANGE
+    assert shop.record(attempt.issued.uid).tries == 0
+    attempt.fields.clear()
+    assert attempt.redeem() is RedeemVerdict.REDEEMED
+
+
+# --- issue and stock ----------------------------------------------------------------------------------------------
+def test_order_of_issue(shop: Shop) -> None:
+    short = {"lines": (Line(100, 1), Line(999, 1))}
+    shop.put_store(closed=True)
+    assert shop.issue(store_id=998, **short).verdict is IssueVerdict.UNKNOWN_STORE
+    assert shop.issue(**short).verdict is IssueVerdict.STORE_CLOSED
+    shop.put_store()
+    assert shop.issue(**short).verdict is IssueVerdict.UNKNOWN_SKU
+    assert shop.issue(lines=(Line(100, 1), Line(101, 1))).verdict is IssueVerdict.STOCK_SHORT
+
+
+def test_issue_names_the_first_sku_that_is_short(shop: Shop) -> None:
+    shop.receive(5, sku_id=100)
+    shop.receive(1, sku_id=101)
+    answer = shop.issue(lines=(Line(100, 5), Line(101, 2), Line(102, 1)))
+    assert (answer.verdict, answer.sku_id) == (IssueVerdict.STOCK_SHORT, 101)
+    assert shop.figures(100).reserved == 0
+
+
+def test_order_of_stock(shop: Shop) -> None:
+    too_much: dict[str, Any] = {"amount": -5, "change": StockChange.ADJUST_BY}
+    assert shop.receive(store_id=998, sku_id=999, **too_much).verdict is StockVerdict.UNKNOWN_STORE
+    assert shop.receive(store_id=FAR_STORE, sku_id=999, **too_much).verdict is StockVerdict.UNKNOWN_SKU
+    assert shop.receive(**too_much).verdict is StockVerdict.BELOW_ZERO
