@@ -8,7 +8,7 @@ nearest first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -66,7 +66,7 @@ class StoreTable:
 
     def by_distance(
         self, mall_id: int, latitude_deg: float, longitude_deg: float, datum: int, distance_m_max: float
-    ) -> list[tuple[Store, float]]:
+    ) -> Iterator[tuple[Store, float]]:
         """A mall's stores within a distance of a point, with their distances, nearest first; equally near ones by id.
 
         latitude_deg -90 .. 90, longitude_deg -180 .. 180, of `datum` (ext.datum.Datum); distance_m_max in metres. Raises
@@ -80,13 +80,14 @@ class StoreTable:
             )
         rows = self._rows.get(mall_id)
         if rows is None:
-            return []
+            return iter(())
         latitudes_deg, longitudes_deg = self._places[datum]
         distances_m = distance_batch(latitude_deg, longitude_deg, latitudes_deg[rows], longitudes_deg[rows])
         near = np.flatnonzero(distances_m <= distance_m_max)
         # Rows are in order of the id and the sort is stable, so equally near stores stay in that order.
         near = near[np.argsort(distances_m[near], kind="stable")]
-        return [(self._stores[rows[n]], float(distances_m[n])) for n in near]
+        # One by one: of ten thousand stores the answer needs ten.
+        return ((self._stores[rows[n]], float(distances_m[n])) for n in near)
 
 
 def nearest(
