@@ -147,9 +147,7 @@ class Control:
             entries: dict[str, Mapping[Any, Any]] = {}
             changed = set()
             for kind, entry_type in _ENTRY_TYPES.items():
-                # A kind that is not counted by itself may have changed whenever the whole has.
-                counted = kind if kind in versions else "version"
-                if old is not None and old.versions[counted] == versions[counted]:
+                if old is not None and old.versions[kind] == versions[kind]:
                     entries[kind] = self._entries[kind]
                     continue
                 changed.add(kind)
@@ -167,6 +165,12 @@ class Control:
                 policies = Policies(entries["policies"].values(), entries["stores"], entries["catalogue"])
             else:
                 policies = old.policies
+            if "policies" in changed and versions["policies"]:
+                state.keep_bounds(
+                    self._connection,
+                    versions["policies"],
+                    {policy.field: policy.tiers.pack() for policy in policies if policy.tiers is not None},
+                )
             self._entries = entries
             self._copy = Copy(
                 versions=versions,

@@ -215,7 +215,7 @@ def _issue_item(
         policy_version=copy.version,
         expires_at_s=now_s + (terms.hold_s if state is State.HELD else ttl_s),
         ttl_s=ttl_s,
-        proof_needed=proof_needed,
+        proof_methods=terms.proof_methods if proof_needed else (),
         amount_fen=request.amount_fen,
         pin_generation=keys.active_pin_generation() if static else 0,
         candidates=[*free, *others],
@@ -380,13 +380,16 @@ def render(deployment: Deployment, batch: Sequence[RenderRequest]) -> list[Rende
                     actor=request.actor,
                 )
             )
-    for n, counted in zip(far, lifecycle.count_tries(deployment.connection, tries), strict=True):
+    counted_tries = lifecycle.count_tries(deployment.connection, tries)
+    # Read again: the answer shows the code with the try that was counted just now.
+    after = codes.read(deployment.connection, [batch[n].uid for n in far])
+    for n, counted, record in zip(far, counted_tries, after, strict=True):
         if isinstance(counted, PickgateError):
             outcomes[n] = counted
         elif counted is not None:
             review_id = str(counted.event) if counted.verdict is RenderVerdict.LOCKED else ""
             outcomes[n] = RenderAnswer(
-                counted.verdict, record=records[n], tries_left=counted.tries_left, review_id=review_id
+                counted.verdict, record=record, tries_left=counted.tries_left, review_id=review_id
             )
     return outcomes
 

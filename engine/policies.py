@@ -95,6 +95,18 @@ class Tiers(Entry):
             )
             least = getattr(self, name) + self.hysteresis_percent + 1
 
+    def pack(self) -> bytes:
+        """The bounds as the scripts read them: a byte each, in the order of engine.state.layouts.TIERS."""
+        return bytes(
+            (
+                self.tight_percent,
+                self.red_percent,
+                self.closed_percent,
+                self.emergency_percent,
+                self.hysteresis_percent,
+            )
+        )
+
 
 @dataclass(frozen=True)
 class Policy(Entry):

@@ -9,10 +9,10 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
+from typing import Final, get_args
 from zoneinfo import ZoneInfo
 
-from engine import hours, limits, policy, proof, serial
+from engine import hours, limits, policies, policy, proof, serial
 from engine.calls import (
     InspectAnswer,
     InspectRequest,
@@ -27,7 +27,7 @@ from engine.deployment import Deployment
 from engine.errors import PickgateError, TooManyItems
 from engine.idempotency import body_digest, request_digest
 from engine.keyring import Keys
-from engine.state import codes, lifecycle
+from engine.state import codes, layouts, lifecycle
 from engine.stores import Store
 from engine.verdict import InspectVerdict, RedeemVerdict, ReverseVerdict
 from ext.codec import OpenStatus, open_text_batch, pack
@@ -53,6 +53,15 @@ class _Try:
     terminal: Terminal
     code: str
     position: Position | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Proof:
+    """What became of a proof token: a verdict against it, or its digest and the flag of its method."""
+
+    finding: RedeemVerdict | None
+    digest: bytes
+    method: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +134,7 @@ def inspect(deployment: Deployment, batch: Sequence[InspectRequest]) -> list[Ins
                 code,
                 findings[n],
                 pin=(codes.NO_PIN, codes.NO_PIN),
-                proof=None,
+                proof=_NO_PROOF,
                 request=_NOBODY,
                 body=_NOBODY[:8],
                 lines=(),
@@ -202,23 +211,23 @@ def _judge(deployment: Deployment, copy: Copy, tries: Sequence[_Try]) -> list[_F
     ]
 
 
-def _judge_proof(
-    deployment: Deployment, copy: Copy, code: Opened, request: RedeemRequest
-) -> RedeemVerdict | None:
-    """What the proof token says against a valuable code; whether it needs one, its record says."""
-    if code.version != Version.VALUABLE:
-        return None
-    if not request.proof_token:
-        return RedeemVerdict.PROOF_REQUIRED
-    terms = copy.policies.resolve(request.terminal.store_id, request.terminal.mall_id, code.sku_id)
+_NO_PROOF: Final = _Proof(RedeemVerdict.PROOF_REQUIRED, _NOBODY, 0)
+
+
+def _judge_proof(deployment: Deployment, copy: Copy, code: Opened, request: RedeemRequest) -> _Proof:
+    """What the proof token says for or against a valuable code; whether it needs one, and of which method, its record says."""
+    if code.version != Version.VALUABLE or not request.proof_token:
+        return _NO_PROOF
     found = proof.check(
         request.proof_token,
         copy.providers,
         uid=code.uid,
-        offered=terms.proof_methods,
+        offered=get_args(policies.ProofMethod),
         now_ms=deployment.now_ms(),
     )
-    return None if isinstance(found, proof.Proof) else RedeemVerdict.PROOF_REJECTED
+    if isinstance(found, proof.ProofRefusal):
+        return _Proof(RedeemVerdict.PROOF_REJECTED, _NOBODY, 0)
+    return _Proof(None, found.digest, layouts.FLAG_METHODS[found.method])
 
 
 def _judge_pin(keys: Keys, code: Opened, pin: str) -> tuple[int, int]:
@@ -238,7 +247,7 @@ def _item(
     findings: _Findings,
     *,
     pin: tuple[int, int],
-    proof: RedeemVerdict | None,
+    proof: _Proof,
     request: bytes,
     body: bytes,
     lines: Sequence[Line],
@@ -255,7 +264,9 @@ def _item(
         version=code.version,
         stale=code.stale,
         pin=pin,
-        proof=proof,
+        proof=proof.finding,
+        proof_digest=proof.digest,
+        proof_method=proof.method,
         place=findings.place,
         closed=findings.closed,
         window=findings.window,

@@ -230,7 +230,14 @@ class ExtendVerdict(Verdict):
     """Answers of extend."""
 
     EXTENDED = 1, Answer(Next.FINAL, "提货期限已延长。", "The code lives longer.", success=True)
-    ALREADY_REDEEMED = 2, _ALREADY_REDEEMED
+    ALREADY_REDEEMED = (
+        2,
+        Answer(
+            Next.FINAL,
+            "该码已核销完毕，无需延期。",
+            "Everything on the code is handed out: there is nothing left to extend.",
+        ),
+    )
     VOIDED = 3, _VOIDED
     EXPIRED = 4, _EXPIRED
     UNKNOWN_CODE = 5, _UNKNOWN_CODE

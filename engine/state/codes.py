@@ -60,7 +60,8 @@ class IssueItem:
     policy_version: int
     expires_at_s: int
     ttl_s: int
-    proof_needed: bool
+    proof_methods: Sequence[str]
+    """Ways of proof that open the code; none: it needs no proof."""
     amount_fen: int
     pin_generation: int
     candidates: Sequence[bytes]
@@ -91,6 +92,8 @@ class RedeemItem:
     stale: bool
     pin: tuple[int, int]
     proof: RedeemVerdict | None
+    proof_digest: bytes
+    proof_method: int
     place: RedeemVerdict | None
     closed: RedeemVerdict | None
     window: RedeemVerdict | None
@@ -219,7 +222,8 @@ def issue(connection: Connection, items: Sequence[IssueItem]) -> list[IssueAnswe
             item.state,
             item.channel,
             flavour_of(item.version, item.suite),
-            layouts.FLAG_PROOF_NEEDED if item.proof_needed else 0,
+            sum((layouts.FLAG_METHODS[method] for method in item.proof_methods), 0)
+            + (layouts.FLAG_PROOF_NEEDED if item.proof_methods else 0),
             item.policy_version,
             item.expires_at_s,
             item.ttl_s,
@@ -306,6 +310,9 @@ def redeem(connection: Connection, items: Sequence[RedeemItem]) -> list[RedeemFa
             item.window.number if item.window else 0,
             item.distance_bucket,
             item.dry,
+            keys.index(names.answers(item.proof_digest)),
+            item.proof_digest,
+            item.proof_method,
             len(item.lines),
             len(actor),
         )

@@ -16,7 +16,7 @@ from engine.state import scripts
 from engine.state.connection import Call, Connection, emptied
 from engine.state.keys import ControlKeys, spread_tags
 
-KINDS = ("malls", "stores", "catalogue", "keyring")
+KINDS = ("malls", "stores", "catalogue", "policies", "providers", "keyring")
 FORMAT = 1
 """Number of the state's layout. A store with another number is not touched."""
 
@@ -130,3 +130,15 @@ def put(
             f"somebody changed the {kind} meanwhile (version {int(reply[1])}): read it again, then repeat"
         )
     return int(reply[1])
+
+
+def keep_bounds(connection: Connection, version: int, bounds: Mapping[str, bytes]) -> None:
+    """Bring the bounds of tiers, as policies of this version state them, to every partition. Raises StoreUnavailable.
+
+    bounds: by the policy's scope ("deployment", "store:7", "sku:1:100"), packed as layouts.TIERS.
+    """
+    flat = [part for scope, packed in bounds.items() for part in (scope.encode("ascii"), packed)]
+    calls = [Call(scripts.BOUNDS, names.own, [version, *flat]) for names in connection.partitions]
+    for outcome in connection.run(calls):
+        if isinstance(outcome, PickgateError):
+            raise outcome

@@ -15,6 +15,7 @@ Per partition, with `{tag}` in front:
 | a | stream | refused attempts, bounded |
 | v | hash | evidence of counted tries: uid → layouts.EVIDENCE, one behind the other |
 | w | sorted set | open reviews: uid, by the time of the lock |
+| b | hash | bounds of tiers, as policies state them: scope → layouts.TIERS, and `version` |
 | t | hash | units in transit out of this partition: request digest → layouts.TRANSIT |
 
 Records lie in hash buckets because one key each would cost more than the record. The due index is a plain string per minute,
@@ -76,6 +77,7 @@ class PartitionKeys:
         "_s",
         "_x",
         "attempts",
+        "bounds",
         "events",
         "evidence",
         "meta",
@@ -90,6 +92,7 @@ class PartitionKeys:
         self.meta = prefix + b"m"
         self.events = prefix + b"e"
         self.attempts = prefix + b"a"
+        self.bounds = prefix + b"b"
         self.evidence = prefix + b"v"
         self.reviews = prefix + b"w"
         self.transit = prefix + b"t"
@@ -102,8 +105,8 @@ class PartitionKeys:
 
     @property
     def own(self) -> tuple[bytes, ...]:
-        """The keys that every script of the partition has as KEYS 1 to 5."""
-        return (self.meta, self.events, self.attempts, self.evidence, self.reviews)
+        """The keys that every script of the partition has as KEYS 1 to 6."""
+        return (self.meta, self.events, self.attempts, self.evidence, self.reviews, self.bounds)
 
     def record(self, uid: bytes) -> bytes:
         """Hash bucket that holds the record of `uid`, chosen by its low (pseudo-random) bits."""

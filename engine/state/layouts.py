@@ -51,7 +51,9 @@ and the uid that it replaces, if any. `ttl` is what confirm gives a held code; `
 FLAG_WINDOWS_BIND: Final = 1
 """Issued while a SKU's stock was tight: it is handed out only in the store's pickup windows."""
 FLAG_PROOF_NEEDED: Final = 2
-"""Handed out only with a proof token."""
+"""Handed out only with a proof token, by one of the methods of the next three bits."""
+FLAG_METHODS: Final = {"face": 4, "id_document": 8, "two_staff": 16}
+"""Ways of proof that the code's policy offered when it was issued."""
 
 LINE: Final = Layout("sku:I4 count:I2 left:I2")
 """One line of a record or an answer."""
@@ -61,6 +63,9 @@ BUNDLE: Final = Layout("sku:I4 units:I2 first:B n:B")
 
 STOCK: Final = Layout("on_hand:I4 reserved:I4 baseline:I4 tier:B")
 """Stock figures of one SKU."""
+
+TIERS: Final = Layout("tight:B red:B closed:B emergency:B hysteresis:B")
+"""Bounds of the tiers, in percent of available ÷ baseline, and the points of slack upwards (engine.policies.Tiers)."""
 
 EVENT: Final = Layout(
     "layout:B type:B at:I6 mall:I4 store:I4 uid:c8 terminal:I4 request:c12 body:c8 actor_len:I2"
@@ -72,7 +77,8 @@ ATTEMPT: Final = Layout("at:I6 uid:c8 mall:I4 store:I4 terminal:I4 verdict:B buc
 
 REDEEM_ITEM: Final = Layout(
     "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 "
-    "version:B stale:B pin_1:B pin_2:B proof:B place:B closed:B window:B bucket:B dry:B n_lines:B actor_len:I2"
+    "version:B stale:B pin_1:B pin_2:B proof:B place:B closed:B window:B bucket:B dry:B proof_key:I2 "
+    "proof_digest:c12 proof_method:B n_lines:B actor_len:I2"
 )
 """One try to redeem: keys as indexes into KEYS; behind it n_lines × (sku:I4 count:I2) and the actor."""
 

@@ -106,6 +106,7 @@ REVERSE: Final = load("reverse")
 TRY: Final = load("try")
 REVIEW: Final = load("review")
 TRANSFER: Final = load("transfer")
+BOUNDS: Final = load("bounds")
 EXPIRE: Final = load("expire")
 REGISTER: Final = load("register")
 CREATE: Final = load("create", base=False)
@@ -122,6 +123,7 @@ ALL: Final = (
     TRY,
     REVIEW,
     TRANSFER,
+    BOUNDS,
     EXPIRE,
     REGISTER,
     CREATE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from engine.calls import StockAnswer, StockChange, StockFigures
 from engine.claims import EventId
@@ -87,15 +88,29 @@ def read(
     connection: Connection, mall_id: int, store_id: int, sku_ids: Sequence[int] = ()
 ) -> list[StockFigures]:
     """Figures of one mall at one store, by SKU, ascending; all that it ever had if no SKU is named. Raises StoreUnavailable."""
-    partition = partition_of_store(store_id, len(connection.partitions))
-    key = connection.partitions[partition].stock(mall_id, store_id)
+    [figures] = read_many(connection, [(mall_id, store_id, sku_ids)])
+    return figures
+
+
+def read_many(
+    connection: Connection, wanted: Sequence[tuple[int, int, Sequence[int]]]
+) -> list[list[StockFigures]]:
+    """Figures of several (mall, store, SKUs), each as `read` gives them, in one round trip. Raises StoreUnavailable."""
+    partitions = [partition_of_store(store_id, len(connection.partitions)) for _, store_id, _ in wanted]
+    commands: list[tuple[bytes | str | int, ...]] = []
+    for partition, (mall_id, store_id, sku_ids) in zip(partitions, wanted, strict=True):
+        key = connection.partitions[partition].stock(mall_id, store_id)
+        commands.append(("HMGET", key, *sku_ids) if sku_ids else ("HGETALL", key))
+    replies = connection.read_of(partitions, commands) if commands else []
+    return [_figures(sku_ids, reply) for (_, _, sku_ids), reply in zip(wanted, replies, strict=True)]
+
+
+def _figures(sku_ids: Sequence[int], reply: Any) -> list[StockFigures]:
     if sku_ids:
-        [values] = connection.read_of([partition], [("HMGET", key, *sku_ids)])
-        found = dict(zip(sku_ids, values, strict=True))
+        found = dict(zip(sku_ids, reply, strict=True))
     else:
         # RESP2 gives a flat list or a dict, by the driver's reply callbacks; both are pairs.
-        [pairs] = connection.read_of([partition], [("HGETALL", key)])
-        items = pairs.items() if isinstance(pairs, dict) else zip(pairs[::2], pairs[1::2], strict=True)
+        items = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
         found = {int(sku): value for sku, value in items}
     empty = layouts.STOCK.pack(0, 0, 0, 0)
     return [StockFigures(sku, *layouts.STOCK.unpack(found[sku] or empty)) for sku in sorted(found)]

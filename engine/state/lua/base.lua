@@ -4,8 +4,8 @@
 -- batch see what earlier ones did; then `commit` writes everything at once. Lua has no rollback, so nothing is written
 -- before everything is decided, and every declared key is touched before the first write.
 --
--- KEYS 1 to 5 are the partition's own: its facts (m), event stream (e), refused attempts (a), evidence of counted tries (v) and
--- open reviews (w). ARGV 1 is now_ms, ARGV 2 is '1' when the caller's clock
+-- KEYS 1 to 6 are the partition's own: its facts (m), event stream (e), refused attempts (a), evidence of counted tries (v),
+-- open reviews (w) and bounds of tiers (b). ARGV 1 is now_ms, ARGV 2 is '1' when the caller's clock
 -- is to be compared with the server's.
 
 local pack, unpack_fields, floor = struct.pack, struct.unpack, math.floor
@@ -196,14 +196,26 @@ local function read_stock(key, sku)
   return s
 end
 
+-- Bounds of a SKU's tiers: as the policy of the SKU, of the store or of the deployment states them, else the built-in ones.
+local BUILT_IN_BOUNDS = pack(TIERS, LIMIT.TIER_TIGHT_PERCENT, LIMIT.TIER_RED_PERCENT, LIMIT.TIER_CLOSED_PERCENT,
+  LIMIT.TIER_EMERGENCY_PERCENT, LIMIT.TIER_HYSTERESIS_PERCENT)
+
+local function bounds_of(mall, store, sku)
+  local bytes = look(KEYS[6], string.format('sku:%.0f:%.0f', mall, sku)) or look(KEYS[6], string.format('store:%.0f', store))
+    or look(KEYS[6], 'deployment') or BUILT_IN_BOUNDS
+  local b = {}
+  b.tight, b.red, b.closed, b.emergency, b.hysteresis = unpack_fields(TIERS, bytes)
+  return b
+end
+
 -- Tier of figures, judged with `slack` points less than there are.
-local function tier_of(s, slack)
+local function tier_of(s, b, slack)
   local available = math.max(0, s.on_hand - s.reserved)
   local percent = available * 100 / s.baseline - slack
-  if percent <= LIMIT.TIER_EMERGENCY_PERCENT then return TIER.EMERGENCY end
-  if percent <= LIMIT.TIER_CLOSED_PERCENT then return TIER.CLOSED end
-  if percent <= LIMIT.TIER_RED_PERCENT then return TIER.RED end
-  if percent < LIMIT.TIER_TIGHT_PERCENT then return TIER.TIGHT end
+  if percent <= b.emergency then return TIER.EMERGENCY end
+  if percent <= b.closed then return TIER.CLOSED end
+  if percent <= b.red then return TIER.RED end
+  if percent < b.tight then return TIER.TIGHT end
   return TIER.NORMAL
 end
 
@@ -212,8 +224,9 @@ end
 local function write_stock(key, mall, store, sku, s)
   local tier = TIER.NORMAL
   if s.baseline > 0 then
-    tier = tier_of(s, 0)
-    if tier < s.tier then tier = math.min(s.tier, tier_of(s, LIMIT.TIER_HYSTERESIS_PERCENT)) end
+    local bounds = bounds_of(mall, store, sku)
+    tier = tier_of(s, bounds, 0)
+    if tier < s.tier then tier = math.min(s.tier, tier_of(s, bounds, bounds.hysteresis)) end
   end
   if tier ~= s.tier then
     emit(EVENT_TYPE.TIER, mall, store, NOBODY, 0, NOTHING, NOBODY, '',

@@ -1,5 +1,5 @@
 -- expire: end N codes whose time has come and release their stock; forget those whose afterlife is over
--- KEYS   1 to 5 the partition's own · then the keys the items point to
+-- KEYS   1 to 6 the partition's own · then the keys the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one EXPIRE_ITEM each
 -- ITEM   uid:c8 record_key:I2 stock_key:I2 due_key:I2 n_answers:B
 -- RETURN per item one byte: E expired now · F forgotten now · N nothing to do (gone, moved, or not yet due) · S the record has

@@ -1,5 +1,5 @@
 -- issue: make N codes, live (issue) or held until they are confirmed (hold), each with its reservation
--- KEYS   1 to 5 the partition's own · then the buckets, stock hashes and due indexes the items point to
+-- KEYS   1 to 6 the partition's own · then the buckets, stock hashes and due indexes the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one ISSUE_ITEM each
 -- ITEM   request:c12 body:c8 replaces:c8 mall:I4 store:I4 state:B channel:B flavour:B flags:B policy:I4 exp:I4 ttl:I4 amount:I4 pin_generation:B finding:B finding_sku:I4 stock_key:I2 due_key:I2 n_candidates:B n_free:B n_lines:B n_bundles:B order_len:B split_len:I2 actor_len:I2
 -- ANSWER verdict:B uid:c8 issued:I6 exp:I4 pin_generation:B epoch:I4 seq:I6 sku:I4

@@ -1,5 +1,5 @@
 -- register: enter N request ids of a caller whose requests may go to any partition, or strike them out again
--- KEYS   1 to 5 the partition's own · then the register buckets the items point to
+-- KEYS   1 to 6 the partition's own · then the register buckets the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3 enter (1) or strike out (0) · 4.. one REGISTER_ITEM each
 -- ITEM   request:c12 body:c8 day_0:I2 day_1:I2 day_2:I2 day_3:I2
 -- RETURN per item one byte: A entered (or struck out) · R entered before with the same body · X entered before with another

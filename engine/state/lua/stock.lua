@@ -1,5 +1,5 @@
 -- stock: N changes of stock figures: receive, adjust, count, baseline
--- KEYS   1 to 5 the partition's own · then the keys the items point to
+-- KEYS   1 to 6 the partition's own · then the keys the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one STOCK_ITEM each
 -- ITEM   stock_key:I2 answer_key:I2 request:c12 body:c8 mall:I4 store:I4 sku:I4 change:B negative:B amount:I4 finding:B actor_len:I2 reason_len:I2
 -- ANSWER verdict:B sku:I4 on_hand:I4 reserved:I4 baseline:I4 tier:B epoch:I4 seq:I6

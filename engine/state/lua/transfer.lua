@@ -1,5 +1,5 @@
 -- transfer: N steps of moving units between stores: out of one partition, into another, done
--- KEYS   1 to 5 the partition's own · then the keys the items point to
+-- KEYS   1 to 6 the partition's own · then the keys the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one TRANSFER_ITEM each
 -- ITEM   step:B stock_key:I2 answer_key:I2 transit_key:I2 request:c12 body:c8 mall:I4 store:I4 other_store:I4 sku:I4 amount:I4 actor_len:I2
 -- ANSWER verdict:B sku:I4 on_hand:I4 reserved:I4 baseline:I4 tier:B epoch:I4 seq:I6

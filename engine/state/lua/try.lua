@@ -1,5 +1,5 @@
 -- try: count N tries that failed before they reached a terminal (the customer's own distance)
--- KEYS   1 to 5 the partition's own · then the keys the items point to
+-- KEYS   1 to 6 the partition's own · then the keys the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one TRY_ITEM each
 -- ITEM   uid:c8 record_key:I2 answer_key:I2 request:c12 body:c8 mall:I4 verdict:B bucket:B actor_len:I2
 -- ANSWER verdict:B at:I6 epoch:I4 seq:I6 tries_left:B
