@@ -9,6 +9,7 @@ off than one that must begin anew.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -474,10 +475,8 @@ class StockWatches:
 
     def _known_stores(self) -> Mapping[int, Store]:
         """The stores, of an older copy if there is no fresh one: an alert decides nothing, and should not be lost."""
-        try:
+        with contextlib.suppress(StaleControl):
             self._stores = self._deployment.control.copy().stores
-        except StaleControl:
-            pass
         return self._stores
 
 

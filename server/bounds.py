@@ -20,6 +20,11 @@ PAYEE_CHARS_MAX: Final = 64
 ROLE_CHARS_MAX: Final = 32
 SPLIT_LEVEL_MAX: Final = 3
 """More than three levels of referral are pyramid selling under Chinese law."""
+REVIEWS_PAGE_DEFAULT: Final = 50
+PAGE_TOKEN_CHARS_MAX: Final = 128
+EXPIRES_AT_S_MAX: Final = 2**32 - 1
+"""An expiry has four bytes in records and payloads; that is the year 2106."""
+NEAREST_DEFAULT: Final = 10
 PUT_ITEMS_MAX: Final = limits.BATCH_MAX
 """Entries of one put: one script call, so that a put happens whole or not at all."""
 PAGE_ITEMS_MAX: Final = 1_000
@@ -34,6 +39,8 @@ THREADS_DEFAULT: Final = 16
 THREADS_MAX: Final = 256
 CALLS_WAITING_MAX: Final = 2_048
 """Calls accepted and not yet answered; past it the answer is RESOURCE_EXHAUSTED."""
+WATCH_THREADS_SPARE: Final = 4
+"""Threads of watches beyond the most that can watch: for telling the others that they are too many."""
 GRACE_S_DEFAULT: Final = 10.0
 """How long a stop waits for calls in flight; the longest legitimate one is bounded by the store's timeout of 3 s."""
 GRACE_S_MAX: Final = 600.0

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NoReturn
 
-from engine import limits
+from engine import limits, proof
 from engine.claims import UID_BYTES
 from engine.errors import InvalidInput, TooManyItems
 from server import bounds
@@ -90,6 +90,16 @@ def pin(value: str, field: str = "pin") -> str:
     """Return a PIN, six digits, or '' for none. A misshapen one is refused here, so that it costs the customer no try."""
     if value and not _PIN.fullmatch(value):
         raise InvalidInput(f"{field} is misshapen; expected six digits, or nothing", field=field)
+    return value
+
+
+def proof_token(value: str, field: str = "proof_token") -> str:
+    """Return a proof token of at most 2,048 ASCII characters, or '' for none; what it says is judged later, as a verdict."""
+    if len(value) > proof.TOKEN_CHARS_MAX or not value.isascii():
+        raise InvalidInput(
+            f"{field} is misshapen; expected a JWS in compact form of at most {proof.TOKEN_CHARS_MAX} characters, or nothing",
+            field=field,
+        )
     return value
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Final, Self, TypeVar, cast
 
@@ -21,6 +21,7 @@ from grpc_status import rpc_status
 
 from pickgate.v1 import code_service_pb2_grpc as code_grpc
 from pickgate.v1 import redemption_service_pb2_grpc as redemption_grpc
+from pickgate.v1 import review_service_pb2_grpc as review_grpc
 from pickgate.v1 import stock_service_pb2_grpc as stock_grpc
 from pickgate.v1 import store_service_pb2_grpc as store_grpc
 from server import bounds
@@ -94,6 +95,7 @@ class Client:
         self.codes = code_grpc.CodeServiceStub(self._channel)
         self.stock = stock_grpc.StockServiceStub(self._channel)
         self.stores = store_grpc.StoreServiceStub(self._channel)
+        self.reviews = review_grpc.ReviewServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     def call(self, method: grpc.UnaryUnaryMultiCallable[Q, R], request: Q) -> R:
@@ -112,6 +114,20 @@ class Client:
             if failed.code not in _RETRIED or tries >= self._tries or waited_s > bounds.CLIENT_WAITS_S_MAX:
                 raise failed
             self._sleep(wait_s * (1 + self._jitter() / 4))
+
+    def stream(self, method: grpc.UnaryStreamMultiCallable[Q, R], request: Q) -> Iterator[R]:
+        """Call a method that answers with a stream, `client.stream(client.stock.WatchStock, request)`; it has no time limit.
+
+        It ends when the server ends it, by CallFailed, or when the iterator is closed. Nothing is tried again: what happens
+        between two streams, the levels at the beginning of the second tell.
+        """
+        answers = method(request)
+        try:
+            yield from answers
+        except grpc.RpcError as error:
+            raise _failed(error, 1)[0] from None
+        finally:
+            answers.cancel()  # type: ignore[no-untyped-call]
 
     def healthy(self) -> bool:
         """Ask the health service whether the server serves. Raises CallFailed when it can't be asked."""

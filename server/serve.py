@@ -22,6 +22,8 @@ from grpc_reflection.v1alpha import reflection
 from engine import limits
 from engine.deployment import Deployment
 from engine.errors import PickgateError, SetupError
+from engine.expiry import Sweeper
+from engine.stock_watch import WATCHERS_MAX, StockWatches
 from server import bounds, services
 from server.config import Listen
 
@@ -48,7 +50,7 @@ class Server:
     """A gRPC server over an open deployment. Use it as a context manager, or call `start` and `stop`.
 
     Args:
-        deployment: open; it stays the caller's to close, after `stop`.
+        deployment: open; it stays the caller's to close, after `stop`. What expires in it is swept meanwhile.
         listen: where to listen, at least one.
         threads: calls worked on at the same time.
         look: raises PickgateError while calls can't be answered; asked each second for the health service.
@@ -70,10 +72,15 @@ class Server:
             experimental_non_blocking=True,
             experimental_thread_pool=ThreadPoolExecutor(1, thread_name_prefix="pickgate-health"),
         )
+        self._watches = StockWatches(deployment)
+        self._watch_pool = ThreadPoolExecutor(
+            WATCHERS_MAX + bounds.WATCH_THREADS_SPARE, thread_name_prefix="pickgate-watch"
+        )
+        self._sweeper = Sweeper(deployment)
         self._names = ("", *(service.full_name for service in services.SERVICES))
         self._server = grpc.server(
             self._pool,
-            handlers=services.handlers(deployment),
+            handlers=services.handlers(deployment, self._watches, self._watch_pool),
             options=_OPTIONS,
             maximum_concurrent_rpcs=bounds.CALLS_WAITING_MAX,
         )
@@ -92,6 +99,7 @@ class Server:
         self._tell_health(self._healthy())
         self._server.start()
         self._watcher.start()
+        self._sweeper.start()
         return self
 
     def stop(self, grace_s: float = bounds.GRACE_S_DEFAULT) -> None:
@@ -101,7 +109,12 @@ class Server:
         """
         self._stopping.set()
         self._health.enter_graceful_shutdown()
-        self._server.stop(grace_s).wait()
+        stopped = self._server.stop(grace_s)
+        # Streams would last for all of the grace; their watchers are told, and may go elsewhere.
+        self._watches.close()
+        stopped.wait()
+        self._watch_pool.shutdown(wait=True, cancel_futures=True)
+        self._sweeper.stop()
         if self._watcher.is_alive():
             self._watcher.join()
         # A call that was cut off may still wait for the store, whose timeout bounds it; then the deployment can close.

@@ -7,25 +7,31 @@ own deserialising answers with an internal error), and the length of a message i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 from grpc_status import rpc_status
 
-from engine import calls, issuance, limits, redemption, stock
+from engine import calls, issuance, limits, offer, redemption, review, stock
 from engine.deployment import Deployment
 from engine.errors import NotFound, PickgateError, UnknownMall
+from engine.policies import Policy
+from engine.proof import Provider
+from engine.stock_watch import StockWatches, Watch
 from pickgate.v1 import code_service_pb2 as code_pb
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
+from pickgate.v1 import review_service_pb2 as review_pb
 from pickgate.v1 import stock_service_pb2 as stock_pb
 from pickgate.v1 import store_service_pb2 as store_pb
-from server import checks, statuses, translate
+from server import checks, statuses, translate, translate_rules
 
 _log = logging.getLogger(__name__)
 
 A = TypeVar("A")
+E = TypeVar("E", Policy, Provider)
 Q = TypeVar("Q", bound=Message)
 
 PACKAGE: Final = "pickgate.v1"
@@ -36,6 +42,7 @@ SERVICES: Final = tuple(
         (code_pb, "CodeService"),
         (stock_pb, "StockService"),
         (store_pb, "StoreService"),
+        (review_pb, "ReviewService"),
     )
 )
 """Descriptors of the services that this server has."""
@@ -47,6 +54,13 @@ class Method(NamedTuple, Generic[Q]):
     request: type[Q]
     call: Callable[[Deployment, Q], Message]
     bytes_max: int = limits.MESSAGE_BYTES_MAX
+
+
+class Stream(NamedTuple, Generic[Q]):
+    """One method that answers with a stream: the message it takes, and what begins the watch whose news it tells."""
+
+    request: type[Q]
+    begin: Callable[[StockWatches, Q], Watch]
 
 
 def _one(outcomes: Sequence[A | PickgateError]) -> A:
@@ -77,6 +91,42 @@ def _redeem(deployment: Deployment, message: redemption_pb.RedeemRequest) -> Mes
     time_zone = _time_zone(deployment, request.terminal.store_id)
     answer = _one(redemption.redeem(deployment, [request]))
     return translate.redeem_response(request.request_id, answer, time_zone)
+
+
+def _redeem_batch(deployment: Deployment, message: redemption_pb.RedeemBatchRequest) -> Message:
+    """Each item is decided on its own, as in _issue_batch."""
+    checks.length(message.requests, "requests", 1, limits.BATCH_MAX)
+    outcomes: list[redemption_pb.RedeemOutcome | None] = []
+    sound: list[calls.RedeemRequest] = []
+    for item in message.requests:
+        try:
+            sound.append(translate.redeem_request(item))
+            outcomes.append(None)
+        except PickgateError as error:
+            outcomes.append(_redeem_error(error))
+    zones = [_time_zone(deployment, request.terminal.store_id) for request in sound]
+    answers = iter(zip(sound, zones, redemption.redeem(deployment, sound) if sound else [], strict=True))
+    return redemption_pb.RedeemBatchResponse(
+        outcomes=[_redeem_outcome(*next(answers)) if known is None else known for known in outcomes]
+    )
+
+
+def _redeem_outcome(
+    request: calls.RedeemRequest, time_zone: str, answer: calls.RedeemAnswer | PickgateError
+) -> redemption_pb.RedeemOutcome:
+    if isinstance(answer, PickgateError):
+        return _redeem_error(answer)
+    response = translate.redeem_response(request.request_id, answer, time_zone)
+    return redemption_pb.RedeemOutcome(response=response)
+
+
+def _redeem_error(error: PickgateError) -> redemption_pb.RedeemOutcome:
+    return redemption_pb.RedeemOutcome(error=statuses.item_error(statuses.tell(error)))
+
+
+def _reverse(deployment: Deployment, message: redemption_pb.ReverseRequest) -> Message:
+    request = translate.reverse_request(message)
+    return translate.reverse_response(request.request_id, _one(redemption.reverse(deployment, [request])))
 
 
 def _inspect(deployment: Deployment, message: redemption_pb.InspectRequest) -> Message:
@@ -120,6 +170,21 @@ def _issue_outcome(
 
 def _issue_error(error: PickgateError) -> code_pb.IssueOutcome:
     return code_pb.IssueOutcome(error=statuses.item_error(statuses.tell(error)))
+
+
+def _hold(deployment: Deployment, message: code_pb.HoldRequest) -> Message:
+    request = translate.issue_request(message)
+    return translate.hold_response(request.request_id, _one(issuance.hold(deployment, [request])))
+
+
+def _confirm(deployment: Deployment, message: code_pb.ConfirmRequest) -> Message:
+    request = translate.confirm_request(message)
+    return translate.confirm_response(request.request_id, _one(issuance.confirm(deployment, [request])))
+
+
+def _extend(deployment: Deployment, message: code_pb.ExtendRequest) -> Message:
+    request = translate.extend_request(message)
+    return translate.extend_response(request.request_id, _one(issuance.extend(deployment, [request])))
 
 
 def _render(deployment: Deployment, message: code_pb.RenderRequest) -> Message:
@@ -185,6 +250,30 @@ def _read_stock(deployment: Deployment, message: stock_pb.ReadStockRequest) -> M
     )
 
 
+def _transfer_stock(deployment: Deployment, message: stock_pb.TransferStockRequest) -> Message:
+    request = translate.transfer_request(message)
+    return translate.transfer_response(request.request_id, _one(stock.transfer(deployment, [request])))
+
+
+def _watch_stock(watches: StockWatches, message: stock_pb.WatchStockRequest) -> Watch:
+    return watches.watch(translate.watch_request(message))
+
+
+# --- ReviewService ------------------------------------------------------------------------------------------------
+
+
+def _list_reviews(deployment: Deployment, message: review_pb.ListReviewsRequest) -> Message:
+    mall_id, count, after = translate.list_reviews_request(message)
+    _known_mall(deployment, mall_id)
+    found, token = review.list_reviews(deployment, mall_id, count=count, after=after)
+    return review_pb.ListReviewsResponse(reviews=map(translate.review, found), next_page_token=token)
+
+
+def _decide(deployment: Deployment, message: review_pb.DecideRequest) -> Message:
+    request = translate.decide_request(message)
+    return translate.decide_response(request.request_id, _one(review.decide(deployment, [request])))
+
+
 # --- StoreService -------------------------------------------------------------------------------------------------
 
 
@@ -194,7 +283,11 @@ class _Put(NamedTuple):
 
 
 def _put(
-    message: store_pb.PutMallsRequest | store_pb.PutStoresRequest | store_pb.PutCatalogueRequest,
+    message: store_pb.PutMallsRequest
+    | store_pb.PutStoresRequest
+    | store_pb.PutCatalogueRequest
+    | store_pb.PutPoliciesRequest
+    | store_pb.PutProvidersRequest,
 ) -> _Put:
     return _Put(
         request_id=checks.request_id(message.request_id),
@@ -224,6 +317,22 @@ def _put_catalogue(deployment: Deployment, message: store_pb.PutCatalogueRequest
         translate.catalogue(message.entries), request_id=put.request_id, actor=put.actor
     )
     return store_pb.PutCatalogueResponse(request_id=put.request_id, control_version=version)
+
+
+def _put_policies(deployment: Deployment, message: store_pb.PutPoliciesRequest) -> Message:
+    put = _put(message)
+    version = deployment.control.put_policies(
+        translate_rules.policies(message.policies), request_id=put.request_id, actor=put.actor
+    )
+    return store_pb.PutPoliciesResponse(request_id=put.request_id, control_version=version)
+
+
+def _put_providers(deployment: Deployment, message: store_pb.PutProvidersRequest) -> Message:
+    put = _put(message)
+    version = deployment.control.put_providers(
+        translate_rules.providers(message.providers), request_id=put.request_id, actor=put.actor
+    )
+    return store_pb.PutProvidersResponse(request_id=put.request_id, control_version=version)
 
 
 def _page(items: Iterable[A], key: Callable[[A], int], size: int, after: int) -> tuple[list[A], str]:
@@ -266,13 +375,46 @@ def _list_catalogue(deployment: Deployment, message: store_pb.ListCatalogueReque
     )
 
 
+def _list_policies(deployment: Deployment, message: store_pb.ListPoliciesRequest) -> Message:
+    page, token = _page_by_name(deployment.control.policies(), *translate_rules.page(message))
+    return store_pb.ListPoliciesResponse(
+        policies=map(translate_rules.policy_message, page), next_page_token=token
+    )
+
+
+def _list_providers(deployment: Deployment, message: store_pb.ListProvidersRequest) -> Message:
+    page, token = _page_by_name(deployment.control.providers(), *translate_rules.page(message))
+    return store_pb.ListProvidersResponse(
+        providers=map(translate_rules.provider_message, page), next_page_token=token
+    )
+
+
+def _page_by_name(items: Sequence[E], size: int, after: str) -> tuple[list[E], str]:
+    """Cut the page behind the entry named `after` out of ordered `items`; with the token of the next page."""
+    names = [item.field for item in items]
+    if after and after not in names:
+        checks.refuse("page_token", after, "the next_page_token of an earlier answer, or nothing")
+    start = names.index(after) + 1 if after else 0
+    page = list(items[start : start + size])
+    return page, page[-1].field if start + size < len(items) else ""
+
+
+def _nearest_stores(deployment: Deployment, message: store_pb.NearestStoresRequest) -> Message:
+    return translate.nearest_response(offer.find(deployment, translate.nearest_request(message)))
+
+
 _BULK: Final = limits.BULK_MESSAGE_BYTES_MAX
 
 METHODS: Final[Mapping[str, Method[Any]]] = {
     "RedemptionService.Inspect": Method(redemption_pb.InspectRequest, _inspect),
     "RedemptionService.Redeem": Method(redemption_pb.RedeemRequest, _redeem),
+    "RedemptionService.RedeemBatch": Method(redemption_pb.RedeemBatchRequest, _redeem_batch, _BULK),
+    "RedemptionService.Reverse": Method(redemption_pb.ReverseRequest, _reverse),
     "CodeService.Issue": Method(code_pb.IssueRequest, _issue),
     "CodeService.IssueBatch": Method(code_pb.IssueBatchRequest, _issue_batch, _BULK),
+    "CodeService.Hold": Method(code_pb.HoldRequest, _hold),
+    "CodeService.Confirm": Method(code_pb.ConfirmRequest, _confirm),
+    "CodeService.Extend": Method(code_pb.ExtendRequest, _extend),
     "CodeService.Render": Method(code_pb.RenderRequest, _render),
     "CodeService.Void": Method(code_pb.VoidRequest, _void),
     "CodeService.GetCode": Method(code_pb.GetCodeRequest, _get_code),
@@ -281,6 +423,7 @@ METHODS: Final[Mapping[str, Method[Any]]] = {
     "StockService.AdjustStock": Method(stock_pb.AdjustStockRequest, _adjust_stock),
     "StockService.SetBaseline": Method(stock_pb.SetBaselineRequest, _set_baseline),
     "StockService.ReadStock": Method(stock_pb.ReadStockRequest, _read_stock),
+    "StockService.TransferStock": Method(stock_pb.TransferStockRequest, _transfer_stock),
     "StoreService.PutMalls": Method(store_pb.PutMallsRequest, _put_malls, _BULK),
     "StoreService.PutStores": Method(store_pb.PutStoresRequest, _put_stores, _BULK),
     "StoreService.PutCatalogue": Method(store_pb.PutCatalogueRequest, _put_catalogue, _BULK),
@@ -288,8 +431,20 @@ METHODS: Final[Mapping[str, Method[Any]]] = {
     "StoreService.ListStores": Method(store_pb.ListStoresRequest, _list_stores),
     "StoreService.GetStore": Method(store_pb.GetStoreRequest, _get_store),
     "StoreService.ListCatalogue": Method(store_pb.ListCatalogueRequest, _list_catalogue),
+    "StoreService.PutPolicies": Method(store_pb.PutPoliciesRequest, _put_policies, _BULK),
+    "StoreService.ListPolicies": Method(store_pb.ListPoliciesRequest, _list_policies),
+    "StoreService.PutProviders": Method(store_pb.PutProvidersRequest, _put_providers, _BULK),
+    "StoreService.ListProviders": Method(store_pb.ListProvidersRequest, _list_providers),
+    "StoreService.NearestStores": Method(store_pb.NearestStoresRequest, _nearest_stores),
+    "ReviewService.ListReviews": Method(review_pb.ListReviewsRequest, _list_reviews),
+    "ReviewService.Decide": Method(review_pb.DecideRequest, _decide),
 }
-"""Every method of the contract by "Service.Method" (a test compares it with the contract)."""
+"""Every method with one answer, by "Service.Method" (a test compares it with the contract)."""
+
+STREAMS: Final[Mapping[str, Stream[Any]]] = {
+    "StockService.WatchStock": Stream(stock_pb.WatchStockRequest, _watch_stock),
+}
+"""Every method with a stream of answers, likewise."""
 
 
 def answer(deployment: Deployment, method: Method[Any], data: bytes) -> bytes:
@@ -298,15 +453,20 @@ def answer(deployment: Deployment, method: Method[Any], data: bytes) -> bytes:
     return method.call(deployment, message).SerializeToString()
 
 
-def handlers(deployment: Deployment) -> list[grpc.GenericRpcHandler[bytes, bytes]]:
-    """Make the gRPC handlers of all services over one deployment."""
+def handlers(
+    deployment: Deployment, watches: StockWatches, watch_pool: ThreadPoolExecutor
+) -> list[grpc.GenericRpcHandler[bytes, bytes]]:
+    """Make the gRPC handlers of all services over one deployment; streams are worked on in `watch_pool`."""
+
+    def handler(name: str) -> grpc.RpcMethodHandler[bytes, bytes]:
+        if name in STREAMS:
+            return _stream_handler(watches, STREAMS[name], watch_pool)
+        return _handler(deployment, METHODS[name])
+
     return [
         grpc.method_handlers_generic_handler(
             service.full_name,
-            {
-                method.name: _handler(deployment, METHODS[f"{service.name}.{method.name}"])
-                for method in service.methods
-            },
+            {method.name: handler(f"{service.name}.{method.name}") for method in service.methods},
         )
         for service in SERVICES
     ]
@@ -328,3 +488,25 @@ def _handler(deployment: Deployment, method: Method[Any]) -> grpc.RpcMethodHandl
 
     # No (de)serialisers: bytes in, bytes out.
     return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def _stream_handler(
+    watches: StockWatches, stream: Stream[Any], pool: ThreadPoolExecutor
+) -> grpc.RpcMethodHandler[bytes, bytes]:
+    def handle(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        try:
+            message = translate.parse(stream.request, data, limits.MESSAGE_BYTES_MAX)
+            with stream.begin(watches, message) as watch:
+                # Whoever hangs up, or never reads on, must not hold the thread.
+                watch.when_stalled(context.cancel)
+                if not context.add_callback(watch.close):
+                    return
+                for news in watch:
+                    yield translate.watch_response(news).SerializeToString()
+        except Exception as error:
+            context.abort_with_status(rpc_status.to_status(statuses.rich_status(statuses.tell(error))))
+            raise
+
+    # gRPC's own switch, as its health service uses it: a stream that lasts for days must not hold a thread of the calls.
+    handle.experimental_thread_pool = pool  # type: ignore[attr-defined]
+    return grpc.unary_stream_rpc_method_handler(handle)

@@ -9,26 +9,46 @@ Whether what a request names exists is the engine's to say. The numbers of the c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from engine import calls, limits
-from engine.claims import Channel, EventId, Line, LineState, Position, Split, Suite, Terminal, Version
+from engine.claims import (
+    Channel,
+    Decision,
+    EventId,
+    Line,
+    LineState,
+    Position,
+    Split,
+    State,
+    Suite,
+    Terminal,
+    Tier,
+    Version,
+)
 from engine.errors import InvalidInput
-from engine.stores import CatalogueEntry, Mall, Store, TerminalLocation
-from engine.verdict import Verdict
+from engine.nearest import COUNT_MAX as NEAREST_MAX
+from engine.nearest import DISTANCE_M_MAX as NEAREST_M_MAX
+from engine.offer import Offer, OfferRequest
+from engine.review import PAGE_MAX
+from engine.stock_watch import WATCHED_MAX, Crossing, Level, LevelsTold, News, WatchRequest
+from engine.stores import CatalogueEntry, Mall, Store
+from engine.verdict import RedeemVerdict, RenderVerdict, Verdict
 from pickgate.v1 import code_service_pb2 as code_pb
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
+from pickgate.v1 import review_service_pb2 as review_pb
 from pickgate.v1 import stock_service_pb2 as stock_pb
 from pickgate.v1 import store_service_pb2 as store_pb
 from pickgate.v1 import types_pb2 as types_pb
 from server import bounds, checks
+from server import translate_rules as rules
 
 NO_BUCKET: Final = 255
 """The engine's distance bucket when no distance was measured."""
@@ -69,7 +89,13 @@ def _terminal(message: types_pb.Terminal) -> Terminal:
     )
 
 
-def _position(message: redemption_pb.RedeemRequest | redemption_pb.InspectRequest) -> Position | None:
+def position(
+    message: redemption_pb.RedeemRequest
+    | redemption_pb.InspectRequest
+    | code_pb.RenderRequest
+    | store_pb.NearestStoresRequest,
+) -> Position | None:
+    """Read and check the position of a request; None if it states none."""
     if not message.HasField("position"):
         return None
     position = message.position
@@ -87,7 +113,8 @@ def _position(message: redemption_pb.RedeemRequest | redemption_pb.InspectReques
     )
 
 
-def _lines(messages: Sequence[types_pb.Line], *, lines_min: int) -> tuple[Line, ...]:
+def lines_of(messages: Sequence[types_pb.Line], *, lines_min: int) -> tuple[Line, ...]:
+    """Read and check the lines of a request."""
     checks.length(messages, "lines", lines_min, limits.LINES_MAX)
     seen: set[int] = set()
     lines = []
@@ -143,7 +170,15 @@ def say(verdict: Verdict, answer: object, time_zone: str) -> tuple[str, str]:
     """The sentences of `verdict` (zh-CN, English), with the facts of `answer` filled in."""
     facts = {
         name: getattr(answer, name)
-        for name in ("terminal_id", "sku_id", "store_id", "store_name", "tries_left", "review_id")
+        for name in (
+            "terminal_id",
+            "sku_id",
+            "store_id",
+            "store_name",
+            "tries_left",
+            "review_id",
+            "window",
+        )
         if hasattr(answer, name)
     }
     if at_ms := getattr(answer, "at_ms", 0):
@@ -190,6 +225,14 @@ def code(record: calls.Record) -> types_pb.Code:
         redeemed_at_ms=record.redeemed_at_ms,
         review_id=event_id(record.lock),
         pin_generation=record.pin_generation,
+        bundles=[
+            types_pb.Bundle(sku_id=bundle.sku_id, units=bundle.units, parts=_line_states(bundle.parts))
+            for bundle in record.bundles
+        ],
+        windows_bind=record.windows_bind,
+        proof_needed=record.proof_needed,
+        replaces=record.replaces.hex(),
+        ttl_s=record.ttl_s if record.state is State.HELD else 0,
     )
 
 
@@ -203,9 +246,10 @@ def redeem_request(message: redemption_pb.RedeemRequest) -> calls.RedeemRequest:
         request_id=checks.request_id(message.request_id),
         code=checks.scanned(message.code),
         pin=checks.pin(message.pin),
-        position=_position(message),
-        lines=_lines(message.lines, lines_min=0),
+        position=position(message),
+        lines=lines_of(message.lines, lines_min=0),
         actor=checks.text(message.actor, "actor", limits.ACTOR_CHARS_MAX),
+        proof_token=checks.proof_token(message.proof_token),
     )
 
 
@@ -233,8 +277,9 @@ def redeem_response(
         event_id=event_id(answer.event),
         review_id=answer.review_id,
         replayed=answer.replayed,
+        window=answer.window,
     )
-    if verdict.slug == "PIN_WRONG":
+    if verdict in (RedeemVerdict.PIN_WRONG, RedeemVerdict.PROOF_REJECTED):
         response.tries_left = answer.tries_left
     if answer.distance_bucket != NO_BUCKET:
         response.distance_bucket = answer.distance_bucket
@@ -246,7 +291,7 @@ def inspect_request(message: redemption_pb.InspectRequest) -> calls.InspectReque
     return calls.InspectRequest(
         terminal=_terminal(message.terminal),
         code=checks.scanned(message.code),
-        position=_position(message),
+        position=position(message),
     )
 
 
@@ -272,37 +317,87 @@ def inspect_response(
         version=types_pb.Version.ValueType(answer.version),
         expires_at_ms=answer.expires_at_s * 1000,
         pin_required=answer.pin_required,
+        proof_required=answer.proof_required,
+        window=answer.window,
     )
     if answer.distance_bucket != NO_BUCKET:
         response.distance_bucket = answer.distance_bucket
     return response
 
 
+def reverse_request(message: redemption_pb.ReverseRequest) -> calls.ReverseRequest:
+    """Read and check a reversal."""
+    return calls.ReverseRequest(
+        terminal=_terminal(message.terminal),
+        request_id=checks.request_id(message.request_id),
+        uid=checks.uid(message.uid),
+        lines=lines_of(message.lines, lines_min=0),
+        release=message.release,
+        reason=checks.text(message.reason, "reason", limits.REASON_CHARS_MAX),
+        actor=checks.text(message.actor, "actor", limits.ACTOR_CHARS_MAX),
+    )
+
+
+def reverse_response(
+    request_id: str, answer: calls.ReverseAnswer, time_zone: str = TIME_ZONE_DEFAULT
+) -> redemption_pb.ReverseResponse:
+    """Write the answer of a reversal."""
+    zh, en = say(answer.verdict, answer, time_zone)
+    return redemption_pb.ReverseResponse(
+        verdict=redemption_pb.ReverseVerdict.ValueType(answer.verdict.number),
+        message_zh=zh,
+        message_en=en,
+        next_step=_next(answer.verdict),
+        request_id=request_id,
+        uid=answer.uid.hex(),
+        lines=_line_states(answer.lines),
+        at_ms=answer.at_ms,
+        expires_at_ms=answer.expires_at_s * 1000,
+        sku_id=answer.sku_id,
+        store_id=answer.store_id,
+        store_name=answer.store_name,
+        cycle=answer.cycle,
+        event_id=event_id(answer.event),
+        replayed=answer.replayed,
+    )
+
+
 # --- codes --------------------------------------------------------------------------------------------------------
 
 
-def issue_request(message: code_pb.IssueRequest) -> calls.IssueRequest:
-    """Read and check an issue."""
-    channel = checks.choice(
-        message.channel, "channel", enum_choices(types_pb.Channel.DESCRIPTOR, unstated=True)
+def channel_of(number: int) -> Channel:
+    """Read and check a channel; not stated is ONLINE."""
+    checks.choice(number, "channel", enum_choices(types_pb.Channel.DESCRIPTOR, unstated=True))
+    return Channel(number) if number else Channel.ONLINE
+
+
+def issue_request(message: code_pb.IssueRequest | code_pb.HoldRequest) -> calls.IssueRequest:
+    """Read and check an issue or a hold."""
+    version = checks.choice(
+        message.version, "version", enum_choices(types_pb.Version.DESCRIPTOR, unstated=True)
     )
     if message.ttl_s:
         checks.whole(
-            message.ttl_s, "ttl_s", limits.TTL_S_MIN, limits.TTL_S_MAX, "seconds (or 0 for 48 hours)"
+            message.ttl_s,
+            "ttl_s",
+            limits.TTL_S_MIN,
+            limits.TTL_S_MAX,
+            "seconds (or 0 for what the policies say)",
         )
     return calls.IssueRequest(
         mall_id=checks.identifier(message.mall_id, "mall_id"),
         request_id=checks.request_id(message.request_id),
         store_id=checks.identifier(message.store_id, "store_id"),
         order_id=checks.text(message.order_id, "order_id", limits.ORDER_ID_CHARS_MAX, chars_min=1),
-        lines=_lines(message.lines, lines_min=1),
-        version=Version(checks.choice(message.version, "version", enum_choices(types_pb.Version.DESCRIPTOR))),
+        lines=lines_of(message.lines, lines_min=1),
+        version=Version(version) if version else None,
         suite=Suite(checks.choice(message.suite, "suite", enum_choices(types_pb.Suite.DESCRIPTOR))),
-        channel=Channel(channel) if channel else Channel.ONLINE,
+        channel=channel_of(message.channel),
         ttl_s=message.ttl_s,
         amount_fen=checks.whole(message.amount_fen, "amount_fen", 0, limits.AMOUNT_FEN_MAX, "fen"),
         splits=_splits(message.splits),
         actor=checks.text(message.actor, "actor", limits.ACTOR_CHARS_MAX),
+        replaces=checks.uid(message.replaces, "replaces") if message.replaces else b"",
     )
 
 
@@ -327,12 +422,92 @@ def issue_response(request_id: str, answer: calls.IssueAnswer) -> code_pb.IssueR
     )
 
 
+def hold_response(request_id: str, answer: calls.HoldAnswer) -> code_pb.HoldResponse:
+    """Write the answer of a hold."""
+    zh, en = say(answer.verdict, answer, TIME_ZONE_DEFAULT)
+    return code_pb.HoldResponse(
+        verdict=code_pb.HoldVerdict.ValueType(answer.verdict.number),
+        message_zh=zh,
+        message_en=en,
+        next_step=_next(answer.verdict),
+        request_id=request_id,
+        uid=answer.uid.hex(),
+        issued_at_ms=answer.issued_at_ms,
+        expires_at_ms=answer.expires_at_s * 1000,
+        sku_id=answer.sku_id,
+        store_id=answer.store_id,
+        event_id=event_id(answer.event),
+        replayed=answer.replayed,
+    )
+
+
+def confirm_request(message: code_pb.ConfirmRequest) -> calls.ConfirmRequest:
+    """Read and check a confirmation."""
+    return calls.ConfirmRequest(
+        mall_id=checks.identifier(message.mall_id, "mall_id"),
+        request_id=checks.request_id(message.request_id),
+        uid=checks.uid(message.uid),
+        actor=checks.text(message.actor, "actor", limits.ACTOR_CHARS_MAX),
+    )
+
+
+def confirm_response(request_id: str, answer: calls.ConfirmAnswer) -> code_pb.ConfirmResponse:
+    """Write the answer of a confirmation."""
+    zh, en = say(answer.verdict, answer, TIME_ZONE_DEFAULT)
+    return code_pb.ConfirmResponse(
+        verdict=code_pb.ConfirmVerdict.ValueType(answer.verdict.number),
+        message_zh=zh,
+        message_en=en,
+        next_step=_next(answer.verdict),
+        request_id=request_id,
+        uid=answer.uid.hex(),
+        typed=answer.typed,
+        pin=answer.pin,
+        expires_at_ms=answer.expires_at_s * 1000,
+        event_id=event_id(answer.event),
+        replayed=answer.replayed,
+    )
+
+
+def extend_request(message: code_pb.ExtendRequest) -> calls.ExtendRequest:
+    """Read and check an extension; a part of a second counts as a whole one."""
+    at_ms = checks.whole(
+        message.expires_at_ms, "expires_at_ms", 1, bounds.EXPIRES_AT_S_MAX * 1000, "unix milliseconds"
+    )
+    return calls.ExtendRequest(
+        mall_id=checks.identifier(message.mall_id, "mall_id"),
+        request_id=checks.request_id(message.request_id),
+        uid=checks.uid(message.uid),
+        expires_at_s=-(-at_ms // 1000),
+        actor=checks.text(message.actor, "actor", limits.ACTOR_CHARS_MAX),
+    )
+
+
+def extend_response(request_id: str, answer: calls.ExtendAnswer) -> code_pb.ExtendResponse:
+    """Write the answer of an extension."""
+    zh, en = say(answer.verdict, answer, TIME_ZONE_DEFAULT)
+    return code_pb.ExtendResponse(
+        verdict=code_pb.ExtendVerdict.ValueType(answer.verdict.number),
+        message_zh=zh,
+        message_en=en,
+        next_step=_next(answer.verdict),
+        request_id=request_id,
+        uid=answer.uid.hex(),
+        expires_at_ms=answer.expires_at_s * 1000,
+        event_id=event_id(answer.event),
+        replayed=answer.replayed,
+    )
+
+
 def render_request(message: code_pb.RenderRequest) -> calls.RenderRequest:
     """Read and check a render; a count that is not stated is 1."""
     return calls.RenderRequest(
         mall_id=checks.identifier(message.mall_id, "mall_id"),
         uid=checks.uid(message.uid),
         count=checks.whole(message.count, "count", 0, bounds.RENDER_COUNT_MAX, "payloads") or 1,
+        position=position(message),
+        request_id=checks.request_id(message.request_id) if message.request_id else "",
+        actor=checks.text(message.actor, "actor", limits.ACTOR_CHARS_MAX),
     )
 
 
@@ -340,9 +515,9 @@ def render_response(answer: calls.RenderAnswer, time_zone: str = TIME_ZONE_DEFAU
     """Write the answer of a render; times in its sentence are those of `time_zone`."""
     facts: object = answer
     if answer.record is not None:
-        facts = _RecordFacts(answer.record)
+        facts = _RenderFacts(answer, answer.record)
     zh, en = say(answer.verdict, facts, time_zone)
-    return code_pb.RenderResponse(
+    response = code_pb.RenderResponse(
         verdict=code_pb.RenderVerdict.ValueType(answer.verdict.number),
         message_zh=zh,
         message_en=en,
@@ -358,17 +533,22 @@ def render_response(answer: calls.RenderAnswer, time_zone: str = TIME_ZONE_DEFAU
         typed=answer.typed,
         pin=answer.pin,
         code=None if answer.record is None else code(answer.record),
+        review_id=answer.review_id,
     )
+    if answer.verdict is RenderVerdict.OUT_OF_RANGE:
+        response.tries_left = answer.tries_left
+    return response
 
 
-class _RecordFacts:
-    """The facts of a sentence, taken from a record."""
+class _RenderFacts:
+    """The facts of a render's sentence: most are the record's."""
 
-    def __init__(self, record: calls.Record) -> None:
+    def __init__(self, answer: calls.RenderAnswer, record: calls.Record) -> None:
         self.at_ms = record.redeemed_at_ms
         self.terminal_id = record.terminal_id
         self.store_id = record.store_id
-        self.review_id = event_id(record.lock)
+        self.tries_left = answer.tries_left
+        self.review_id = answer.review_id
 
 
 def void_request(message: code_pb.VoidRequest) -> calls.VoidRequest:
@@ -466,7 +646,13 @@ def stock_figures(figures: calls.StockFigures) -> stock_pb.StockFigures:
         baseline=figures.baseline,
         available=figures.available,
         short=figures.short,
+        tier=_tier(figures.tier),
     )
+
+
+def _tier(tier: int) -> types_pb.StockTier.ValueType:
+    """The contract's number: its 0 says nothing, the engine's 0 is NORMAL."""
+    return types_pb.StockTier.ValueType(Tier(tier) + 1)
 
 
 def stock_outcome(request_id: str, answer: calls.StockAnswer) -> stock_pb.StockOutcome:
@@ -496,14 +682,152 @@ def read_stock_request(message: stock_pb.ReadStockRequest) -> tuple[int, int, tu
     )
 
 
-# --- malls, stores, catalogue -------------------------------------------------------------------------------------
+def transfer_request(message: stock_pb.TransferStockRequest) -> calls.TransferRequest:
+    """Read and check a transfer."""
+    from_store_id = checks.identifier(message.from_store_id, "from_store_id")
+    to_store_id = checks.identifier(message.to_store_id, "to_store_id")
+    if from_store_id == to_store_id:
+        checks.refuse("to_store_id", to_store_id, "another store than from_store_id")
+    return calls.TransferRequest(
+        mall_id=checks.identifier(message.mall_id, "mall_id"),
+        request_id=checks.request_id(message.request_id),
+        from_store_id=from_store_id,
+        to_store_id=to_store_id,
+        sku_id=checks.identifier(message.sku_id, "sku_id"),
+        amount=checks.whole(message.count, "count", 1, limits.STOCK_MAX, "units"),
+        actor=checks.text(message.actor, "actor", limits.ACTOR_CHARS_MAX),
+    )
 
-_TERMINAL_LOCATION: Final[Mapping[store_pb.TerminalLocation.ValueType, TerminalLocation]] = {
-    store_pb.TERMINAL_LOCATION_REQUIRED: "required",
-    store_pb.TERMINAL_LOCATION_OPTIONAL: "optional",
-    store_pb.TERMINAL_LOCATION_OFF: "off",
-}
-_TERMINAL_LOCATION_NUMBER: Final = {name: number for number, name in _TERMINAL_LOCATION.items()}
+
+def transfer_response(request_id: str, answer: calls.TransferAnswer) -> stock_pb.TransferStockResponse:
+    """Write the answer of a transfer."""
+    zh, en = say(answer.verdict, answer, TIME_ZONE_DEFAULT)
+    return stock_pb.TransferStockResponse(
+        verdict=stock_pb.TransferVerdict.ValueType(answer.verdict.number),
+        message_zh=zh,
+        message_en=en,
+        next_step=_next(answer.verdict),
+        request_id=request_id,
+        figures=None if answer.figures is None else stock_figures(answer.figures),
+        sku_id=answer.sku_id,
+        store_id=answer.store_id,
+        event_id=event_id(answer.event),
+        replayed=answer.replayed,
+    )
+
+
+def watch_request(message: stock_pb.WatchStockRequest) -> WatchRequest:
+    """Read and check a watch."""
+    return WatchRequest(
+        mall_id=checks.identifier(message.mall_id, "mall_id"),
+        store_ids=_ids(message.store_ids, "store_ids"),
+        sku_ids=_ids(message.sku_ids, "sku_ids"),
+        tiers_only=message.tiers_only,
+    )
+
+
+def _ids(values: Sequence[int], field: str) -> tuple[int, ...]:
+    checks.length(values, field, 0, WATCHED_MAX)
+    return tuple(checks.identifier(value, f"{field}[{index}]") for index, value in enumerate(values))
+
+
+def watch_response(news: News) -> stock_pb.WatchStockResponse:
+    """Write one piece of news."""
+    match news:
+        case Level():
+            level = stock_pb.StockLevel(store_id=news.store_id, figures=stock_figures(news.figures))
+            return stock_pb.WatchStockResponse(level=level)
+        case LevelsTold():
+            return stock_pb.WatchStockResponse(levels_told=stock_pb.LevelsTold(count=news.count))
+        case Crossing():
+            return stock_pb.WatchStockResponse(crossing=_crossing(news))
+
+
+def _crossing(crossing: Crossing) -> stock_pb.TierCrossing:
+    zh, en = crossing.say()
+    return stock_pb.TierCrossing(
+        message_zh=zh,
+        message_en=en,
+        store_id=crossing.store_id,
+        tier_before=_tier(crossing.before),
+        figures=stock_figures(crossing.figures),
+        at_ms=crossing.at_ms,
+        event_id=event_id(crossing.event),
+        alert=crossing.alert,
+        replenish_count=crossing.replenish_count,
+        factory_store_id=crossing.factory.store_id if crossing.factory else 0,
+        factory_store_name=crossing.factory.name if crossing.factory else "",
+    )
+
+
+# --- reviews ------------------------------------------------------------------------------------------------------
+
+
+def list_reviews_request(message: review_pb.ListReviewsRequest) -> tuple[int, int, str]:
+    """Read and check a page of reviews: mall, how many, and where the page begins."""
+    size = checks.whole(message.page_size, "page_size", 0, PAGE_MAX, "reviews")
+    return (
+        checks.identifier(message.mall_id, "mall_id"),
+        size or bounds.REVIEWS_PAGE_DEFAULT,
+        checks.text(message.page_token, "page_token", bounds.PAGE_TOKEN_CHARS_MAX),
+    )
+
+
+def review(found: calls.Review) -> review_pb.Review:
+    """Write an open review for the wire."""
+    return review_pb.Review(
+        review_id=found.review_id,
+        locked_at_ms=found.locked_at_ms,
+        code=code(found.record),
+        evidence=[_evidence(one) for one in found.evidence],
+    )
+
+
+def _evidence(one: calls.Evidence) -> review_pb.Evidence:
+    written = review_pb.Evidence(
+        at_ms=one.at_ms, store_id=one.store_id, terminal_id=one.terminal_id, actor=one.actor
+    )
+    if one.terminal_id:
+        written.redeem_verdict = redemption_pb.RedeemVerdict.ValueType(one.verdict)
+    else:
+        written.render_verdict = code_pb.RenderVerdict.ValueType(one.verdict)
+    if one.distance_bucket != NO_BUCKET:
+        written.distance_bucket = one.distance_bucket
+    return written
+
+
+def decide_request(message: review_pb.DecideRequest) -> calls.ReviewRequest:
+    """Read and check a decision."""
+    decision = checks.choice(message.decision, "decision", enum_choices(review_pb.Decision.DESCRIPTOR))
+    return calls.ReviewRequest(
+        mall_id=checks.identifier(message.mall_id, "mall_id"),
+        request_id=checks.request_id(message.request_id),
+        uid=checks.uid(message.uid),
+        decision=Decision(decision),
+        actor=checks.text(message.actor, "actor", limits.ACTOR_CHARS_MAX, chars_min=1),
+        reason=checks.text(message.reason, "reason", limits.REASON_CHARS_MAX),
+    )
+
+
+def decide_response(request_id: str, answer: calls.ReviewAnswer) -> review_pb.DecideResponse:
+    """Write the answer of a decision."""
+    zh, en = say(answer.verdict, answer, TIME_ZONE_DEFAULT)
+    return review_pb.DecideResponse(
+        verdict=review_pb.ReviewVerdict.ValueType(answer.verdict.number),
+        message_zh=zh,
+        message_en=en,
+        next_step=_next(answer.verdict),
+        request_id=request_id,
+        uid=answer.uid.hex(),
+        lines=_line_states(answer.lines),
+        at_ms=answer.at_ms,
+        sku_id=answer.sku_id,
+        event_id=event_id(answer.event),
+        replayed=answer.replayed,
+    )
+
+
+# --- malls, stores, catalogue -------------------------------------------------------------------------------------
 
 
 def malls(messages: Sequence[store_pb.Mall]) -> tuple[Mall, ...]:
@@ -540,7 +864,24 @@ def _store(message: store_pb.Store, path: str) -> Store:
         f"{path}.terminal_location",
         enum_choices(store_pb.TerminalLocation.DESCRIPTOR, unstated=True),
     )
-    return Store(
+    opening_hours = rules.hours(message.opening_hours, f"{path}.opening_hours")
+    pickup_windows = rules.windows(message.pickup_windows, f"{path}.pickup_windows")
+    special_days = rules.special_days(message.special_days, f"{path}.special_days")
+    fields = _store_fields(message, path, mall_ids, location)
+    with rules.at(path):
+        return Store(
+            **fields,
+            factory=message.factory,
+            opening_hours=opening_hours,
+            pickup_windows=pickup_windows,
+            special_days=special_days,
+        )
+
+
+def _store_fields(
+    message: store_pb.Store, path: str, mall_ids: tuple[int, ...], location: int
+) -> dict[str, Any]:
+    return dict(
         store_id=checks.identifier(message.store_id, f"{path}.store_id"),
         name=checks.text(message.name, f"{path}.name", limits.NAME_CHARS_MAX, chars_min=1),
         city=checks.text(message.city, f"{path}.city", limits.NAME_CHARS_MAX),
@@ -552,9 +893,7 @@ def _store(message: store_pb.Store, path: str) -> Store:
         radius_m=checks.whole(
             message.radius_m or limits.RADIUS_M_DEFAULT, f"{path}.radius_m", 1, limits.RADIUS_M_MAX, "metres"
         ),
-        terminal_location=_TERMINAL_LOCATION[
-            store_pb.TerminalLocation.ValueType(location or store_pb.TERMINAL_LOCATION_REQUIRED)
-        ],
+        terminal_location=rules.TERMINAL_LOCATIONS[location or store_pb.TERMINAL_LOCATION_REQUIRED],
         closed=message.closed,
         time_zone=checks.time_zone(message.time_zone or TIME_ZONE_DEFAULT, f"{path}.time_zone"),
         region=checks.text(message.region, f"{path}.region", limits.NAME_CHARS_MAX),
@@ -564,15 +903,20 @@ def _store(message: store_pb.Store, path: str) -> Store:
 def catalogue(messages: Sequence[store_pb.CatalogueEntry]) -> tuple[CatalogueEntry, ...]:
     """Read and check catalogue entries to put."""
     checks.length(messages, "entries", 1, bounds.PUT_ITEMS_MAX)
-    return tuple(
-        CatalogueEntry(
-            mall_id=checks.identifier(message.mall_id, f"entries[{index}].mall_id"),
-            sku_id=checks.identifier(message.sku_id, f"entries[{index}].sku_id"),
-            name=checks.text(message.name, f"entries[{index}].name", limits.NAME_CHARS_MAX, chars_min=1),
-            unit=checks.text(message.unit or "件", f"entries[{index}].unit", bounds.UNIT_CHARS_MAX),
+    return tuple(_catalogue_entry(message, f"entries[{index}]") for index, message in enumerate(messages))
+
+
+def _catalogue_entry(message: store_pb.CatalogueEntry, path: str) -> CatalogueEntry:
+    mode = message.pickup_mode
+    with rules.at(path):
+        return CatalogueEntry(
+            mall_id=checks.identifier(message.mall_id, f"{path}.mall_id"),
+            sku_id=checks.identifier(message.sku_id, f"{path}.sku_id"),
+            name=checks.text(message.name, f"{path}.name", limits.NAME_CHARS_MAX, chars_min=1),
+            unit=checks.text(message.unit or "件", f"{path}.unit", bounds.UNIT_CHARS_MAX),
+            parts=tuple((part.sku_id, part.count) for part in message.parts),
+            pickup_mode=rules.word(mode, f"{path}.pickup_mode", rules.PICKUP_MODES) if mode else None,
         )
-        for index, message in enumerate(messages)
-    )
 
 
 def mall_message(mall: Mall) -> store_pb.Mall:
@@ -592,17 +936,28 @@ def store_message(store: Store) -> store_pb.Store:
         longitude_deg=store.longitude_deg,
         datum=types_pb.Datum.ValueType(store.datum),
         radius_m=store.radius_m,
-        terminal_location=_TERMINAL_LOCATION_NUMBER[store.terminal_location],
+        terminal_location=rules.number(store.terminal_location, rules.TERMINAL_LOCATIONS),
         closed=store.closed,
         time_zone=store.time_zone,
         region=store.region,
+        factory=store.factory,
+        opening_hours=rules.hours_messages(store.opening_hours),
+        pickup_windows=rules.windows_messages(store.pickup_windows),
+        special_days=[rules.special_day_message(special) for special in store.special_days],
     )
 
 
 def catalogue_message(entry: CatalogueEntry) -> store_pb.CatalogueEntry:
     """Write a catalogue entry for the wire."""
     return store_pb.CatalogueEntry(
-        mall_id=entry.mall_id, sku_id=entry.sku_id, name=entry.name, unit=entry.unit
+        mall_id=entry.mall_id,
+        sku_id=entry.sku_id,
+        name=entry.name,
+        unit=entry.unit,
+        parts=[types_pb.Line(sku_id=sku_id, count=count) for sku_id, count in entry.parts],
+        pickup_mode=rules.number(entry.pickup_mode, rules.PICKUP_MODES)
+        if entry.pickup_mode
+        else types_pb.PICKUP_MODE_UNSPECIFIED,
     )
 
 
@@ -615,3 +970,37 @@ def page(
     if token and not (token.isascii() and token.isdigit() and len(token) <= len(str(limits.ID_MAX))):
         checks.refuse("page_token", token, "the next_page_token of an earlier answer, or nothing")
     return size or bounds.PAGE_ITEMS_MAX, int(token or 0)
+
+
+def nearest_request(message: store_pb.NearestStoresRequest) -> OfferRequest:
+    """Read and check a search for the nearest stores."""
+    place = position(message)
+    if place is None:
+        raise InvalidInput("position is missing; expected the point to start from", field="position")
+    return OfferRequest(
+        mall_id=checks.identifier(message.mall_id, "mall_id"),
+        position=place,
+        lines=lines_of(message.lines, lines_min=0),
+        channel=channel_of(message.channel),
+        count_max=checks.whole(message.stores_max, "stores_max", 0, NEAREST_MAX, "stores")
+        or bounds.NEAREST_DEFAULT,
+        distance_m_max=checks.whole(message.distance_m_max, "distance_m_max", 0, int(NEAREST_M_MAX), "metres")
+        or NEAREST_M_MAX,
+        closed_now_too=message.closed_now_too,
+    )
+
+
+def nearest_response(offers: Iterable[Offer]) -> store_pb.NearestStoresResponse:
+    """Write the nearest stores for the wire."""
+    return store_pb.NearestStoresResponse(
+        stores=[
+            store_pb.NearbyStore(
+                store=store_message(offer.store),
+                distance_m=offer.distance_m,
+                open=offer.open,
+                opens_at_ms=offer.opens_at_ms,
+                figures=map(stock_figures, offer.figures),
+            )
+            for offer in offers
+        ]
+    )

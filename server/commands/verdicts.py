@@ -10,22 +10,11 @@ from google.protobuf.message import Message
 from rich.console import Console as RichConsole
 from rich.markup import escape
 
-from engine import verdict as verdicts
 from engine.verdict import Verdict
 from server.console import EXIT_OK, EXIT_REFUSED, Console, moment
 from server.plain import plain
 
-_ENUMS: Final[dict[str, type[Verdict]]] = {
-    kind.__name__: kind
-    for kind in (
-        verdicts.IssueVerdict,
-        verdicts.RenderVerdict,
-        verdicts.RedeemVerdict,
-        verdicts.InspectVerdict,
-        verdicts.VoidVerdict,
-        verdicts.StockVerdict,
-    )
-}
+_ENUMS: Final[dict[str, type[Verdict]]] = {kind.__name__: kind for kind in Verdict.__subclasses__()}
 
 
 def verdict_of(response: Message) -> Verdict:

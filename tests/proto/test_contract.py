@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
+from typing import Any, get_args
 
 import pytest
 from google.protobuf.descriptor import EnumDescriptor
 
-from engine import claims, verdict
+from engine import claims, policies, stores, verdict
 from ext.datum import Datum
 from pickgate.v1 import code_service_pb2 as code_pb
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
+from pickgate.v1 import review_service_pb2 as review_pb
 from pickgate.v1 import stock_service_pb2 as stock_pb
 from pickgate.v1 import store_service_pb2 as store_pb
 from pickgate.v1 import types_pb2 as types_pb
-from server import services
+from server import services, translate_rules
 from server.plain import enum_prefix
 
-FILES = (types_pb, redemption_pb, code_pb, stock_pb, store_pb)
+FILES = (types_pb, redemption_pb, code_pb, stock_pb, store_pb, review_pb)
 
 TWINS = [
     pytest.param(contract.DESCRIPTOR, engine, id=engine.__name__)
@@ -30,10 +33,17 @@ TWINS = [
         (types_pb.NextStep, verdict.Next),
         (redemption_pb.InspectVerdict, verdict.InspectVerdict),
         (redemption_pb.RedeemVerdict, verdict.RedeemVerdict),
+        (redemption_pb.ReverseVerdict, verdict.ReverseVerdict),
         (code_pb.IssueVerdict, verdict.IssueVerdict),
+        (code_pb.HoldVerdict, verdict.HoldVerdict),
+        (code_pb.ConfirmVerdict, verdict.ConfirmVerdict),
+        (code_pb.ExtendVerdict, verdict.ExtendVerdict),
         (code_pb.RenderVerdict, verdict.RenderVerdict),
         (code_pb.VoidVerdict, verdict.VoidVerdict),
         (stock_pb.StockVerdict, verdict.StockVerdict),
+        (stock_pb.TransferVerdict, verdict.TransferVerdict),
+        (review_pb.ReviewVerdict, verdict.ReviewVerdict),
+        (review_pb.Decision, claims.Decision),
     )
 ]
 
@@ -54,6 +64,47 @@ def test_every_value_has_the_same_name_and_number_on_both_sides(
 def test_every_verdict_of_the_engine_is_in_the_contract() -> None:
     in_contract = {param.values[1] for param in TWINS}
     assert set(verdict.Verdict.__subclasses__()) <= in_contract
+
+
+def test_tiers_are_those_of_the_engine_behind_a_zero_that_says_nothing() -> None:
+    wire = {value.name: value.number for value in types_pb.StockTier.DESCRIPTOR.values}
+    assert wire.pop("STOCK_TIER_UNSPECIFIED") == 0
+    assert wire == {f"STOCK_TIER_{tier.name}": tier + 1 for tier in claims.Tier}
+
+
+@pytest.mark.parametrize(
+    ("contract", "words", "engine"),
+    [
+        (store_pb.TerminalLocation, translate_rules.TERMINAL_LOCATIONS, stores.TerminalLocation),
+        (store_pb.LocationRule, translate_rules.LOCATION_RULES, policies.LocationRule),
+        (types_pb.PickupMode, translate_rules.PICKUP_MODES, stores.PickupMode),
+        (types_pb.ProofMethod, translate_rules.PROOF_METHODS, policies.ProofMethod),
+        (store_pb.PolicyLevel, translate_rules.LEVELS, policies.Level),
+    ],
+    ids=lambda value: (
+        getattr(value, "__name__", "") or getattr(getattr(value, "DESCRIPTOR", None), "name", "")
+    ),
+)
+def test_every_word_of_the_engine_has_its_number(
+    contract: Any, words: Mapping[int, str], engine: object
+) -> None:
+    assert sorted(words.values()) == sorted(get_args(engine))
+    names = {value.number: value.name for value in contract.DESCRIPTOR.values if value.number}
+    assert {
+        number: f"{enum_prefix(contract.DESCRIPTOR)}{word.upper()}" for number, word in words.items()
+    } == names
+
+
+def test_a_pickup_mode_has_the_number_of_its_version() -> None:
+    for number, word in translate_rules.PICKUP_MODES.items():
+        assert policies.VERSION_OF_MODE[word] == number
+
+
+def test_refusals_of_hold_have_the_numbers_of_issue() -> None:
+    issue = {one.name: one.number for one in verdict.IssueVerdict}
+    for one in verdict.HoldVerdict:
+        if one is not verdict.HoldVerdict.HELD:
+            assert issue[one.name] == one.number
 
 
 def test_refusals_of_inspect_have_the_numbers_of_redeem() -> None:
@@ -78,8 +129,16 @@ def test_the_server_has_every_method_and_no_other() -> None:
         for service in file.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
-    served = {name: method.request.DESCRIPTOR.full_name for name, method in services.METHODS.items()}
-    assert served == contract
+    served = {**services.METHODS, **services.STREAMS}
+    assert {name: method.request.DESCRIPTOR.full_name for name, method in served.items()} == contract
+    streaming = {
+        f"{service.name}.{method.name}"
+        for file in FILES
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+        if method.server_streaming
+    }
+    assert set(services.STREAMS) == streaming
 
 
 def test_every_answer_of_a_verb_carries_verdict_sentences_and_next_step() -> None:
@@ -89,7 +148,7 @@ def test_every_answer_of_a_verb_carries_verdict_sentences_and_next_step() -> Non
         for message in file.DESCRIPTOR.message_types_by_name.values()
         if "verdict" in message.fields_by_name
     ]
-    assert len(carrying) == 6
+    assert len(carrying) == 12
     for message in carrying:
         assert [message.fields_by_number[number].name for number in range(1, 5)] == [
             "verdict",

@@ -25,47 +25,65 @@ _sym_db = _symbol_database.Default()
 from pickgate.v1 import types_pb2 as pickgate_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epickgate/v1/code_service.proto\x12\x0bpickgate.v1\x1a\x17pickgate/v1/types.proto\"\xc0\x02\n\x0cIssueRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08store_id\x18\x03 \x01(\r\x12\x10\n\x08order_id\x18\x04 \x01(\t\x12 \n\x05lines\x18\x05 \x03(\x0b\x32\x11.pickgate.v1.Line\x12%\n\x07version\x18\x06 \x01(\x0e\x32\x14.pickgate.v1.Version\x12!\n\x05suite\x18\x07 \x01(\x0e\x32\x12.pickgate.v1.Suite\x12%\n\x07\x63hannel\x18\x08 \x01(\x0e\x32\x14.pickgate.v1.Channel\x12\r\n\x05ttl_s\x18\t \x01(\x03\x12\x12\n\namount_fen\x18\n \x01(\x03\x12\"\n\x06splits\x18\x0b \x03(\x0b\x32\x12.pickgate.v1.Split\x12\r\n\x05\x61\x63tor\x18\x0c \x01(\t\"\xbd\x02\n\rIssueResponse\x12*\n\x07verdict\x18\x01 \x01(\x0e\x32\x19.pickgate.v1.IssueVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0b\n\x03uid\x18\x06 \x01(\t\x12\r\n\x05typed\x18\x07 \x01(\t\x12\x0b\n\x03pin\x18\x08 \x01(\t\x12\x14\n\x0cissued_at_ms\x18\t \x01(\x03\x12\x15\n\rexpires_at_ms\x18\n \x01(\x03\x12\x0e\n\x06sku_id\x18\x0b \x01(\r\x12\x10\n\x08store_id\x18\x0c \x01(\r\x12\x10\n\x08\x65vent_id\x18\r \x01(\t\x12\x10\n\x08replayed\x18\x0e \x01(\x08\"@\n\x11IssueBatchRequest\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.pickgate.v1.IssueRequest\"A\n\x12IssueBatchResponse\x12+\n\x08outcomes\x18\x01 \x03(\x0b\x32\x19.pickgate.v1.IssueOutcome\"r\n\x0cIssueOutcome\x12.\n\x08response\x18\x01 \x01(\x0b\x32\x1a.pickgate.v1.IssueResponseH\x00\x12\'\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x16.pickgate.v1.ItemErrorH\x00\x42\t\n\x07outcome\"<\n\rRenderRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"\xf4\x01\n\x0eRenderResponse\x12+\n\x07verdict\x18\x01 \x01(\x0e\x32\x1a.pickgate.v1.RenderVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12&\n\x08payloads\x18\x05 \x03(\x0b\x32\x14.pickgate.v1.Payload\x12\r\n\x05typed\x18\x06 \x01(\t\x12\x0b\n\x03pin\x18\x07 \x01(\t\x12\x1f\n\x04\x63ode\x18\x08 \x01(\x0b\x32\x11.pickgate.v1.Code\"F\n\x07Payload\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rvalid_from_ms\x18\x02 \x01(\x03\x12\x16\n\x0evalid_until_ms\x18\x03 \x01(\x03\"^\n\x0bVoidRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\"\x9b\x02\n\x0cVoidResponse\x12)\n\x07verdict\x18\x01 \x01(\x0e\x32\x18.pickgate.v1.VoidVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0b\n\x03uid\x18\x06 \x01(\t\x12%\n\x05lines\x18\x07 \x03(\x0b\x32\x16.pickgate.v1.LineState\x12\r\n\x05\x61t_ms\x18\x08 \x01(\x03\x12\x13\n\x0bterminal_id\x18\t \x01(\r\x12\x10\n\x08\x65vent_id\x18\n \x01(\t\x12\x10\n\x08replayed\x18\x0b \x01(\x08\".\n\x0eGetCodeRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x0b\n\x03uid\x18\x02 \x01(\t\"2\n\x0fGetCodeResponse\x12\x1f\n\x04\x63ode\x18\x01 \x01(\x0b\x32\x11.pickgate.v1.Code\"@\n\x19GetCodeByRequestIdRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"=\n\x1aGetCodeByRequestIdResponse\x12\x1f\n\x04\x63ode\x18\x01 \x01(\x0b\x32\x11.pickgate.v1.Code*\xc6\x01\n\x0cIssueVerdict\x12\x1d\n\x19ISSUE_VERDICT_UNSPECIFIED\x10\x00\x12\x18\n\x14ISSUE_VERDICT_ISSUED\x10\x01\x12\x1d\n\x19ISSUE_VERDICT_STOCK_SHORT\x10\x02\x12\x1d\n\x19ISSUE_VERDICT_UNKNOWN_SKU\x10\x03\x12\x1f\n\x1bISSUE_VERDICT_UNKNOWN_STORE\x10\x04\x12\x1e\n\x1aISSUE_VERDICT_STORE_CLOSED\x10\x05*\x89\x02\n\rRenderVerdict\x12\x1e\n\x1aRENDER_VERDICT_UNSPECIFIED\x10\x00\x12\x1b\n\x17RENDER_VERDICT_RENDERED\x10\x01\x12\x1f\n\x1bRENDER_VERDICT_UNKNOWN_CODE\x10\x02\x12#\n\x1fRENDER_VERDICT_ALREADY_REDEEMED\x10\x03\x12\x19\n\x15RENDER_VERDICT_VOIDED\x10\x04\x12\x1a\n\x16RENDER_VERDICT_EXPIRED\x10\x05\x12\x19\n\x15RENDER_VERDICT_LOCKED\x10\x06\x12#\n\x1fRENDER_VERDICT_TOO_MANY_CHANGES\x10\x07*\xc1\x01\n\x0bVoidVerdict\x12\x1c\n\x18VOID_VERDICT_UNSPECIFIED\x10\x00\x12\x17\n\x13VOID_VERDICT_VOIDED\x10\x01\x12\x1f\n\x1bVOID_VERDICT_ALREADY_VOIDED\x10\x02\x12!\n\x1dVOID_VERDICT_ALREADY_REDEEMED\x10\x03\x12\x18\n\x14VOID_VERDICT_EXPIRED\x10\x04\x12\x1d\n\x19VOID_VERDICT_UNKNOWN_CODE\x10\x05\x32\xc9\x03\n\x0b\x43odeService\x12>\n\x05Issue\x12\x19.pickgate.v1.IssueRequest\x1a\x1a.pickgate.v1.IssueResponse\x12M\n\nIssueBatch\x12\x1e.pickgate.v1.IssueBatchRequest\x1a\x1f.pickgate.v1.IssueBatchResponse\x12\x41\n\x06Render\x12\x1a.pickgate.v1.RenderRequest\x1a\x1b.pickgate.v1.RenderResponse\x12;\n\x04Void\x12\x18.pickgate.v1.VoidRequest\x1a\x19.pickgate.v1.VoidResponse\x12\x44\n\x07GetCode\x12\x1b.pickgate.v1.GetCodeRequest\x1a\x1c.pickgate.v1.GetCodeResponse\x12\x65\n\x12GetCodeByRequestId\x12&.pickgate.v1.GetCodeByRequestIdRequest\x1a\'.pickgate.v1.GetCodeByRequestIdResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epickgate/v1/code_service.proto\x12\x0bpickgate.v1\x1a\x17pickgate/v1/types.proto\"\xd2\x02\n\x0cIssueRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08store_id\x18\x03 \x01(\r\x12\x10\n\x08order_id\x18\x04 \x01(\t\x12 \n\x05lines\x18\x05 \x03(\x0b\x32\x11.pickgate.v1.Line\x12%\n\x07version\x18\x06 \x01(\x0e\x32\x14.pickgate.v1.Version\x12!\n\x05suite\x18\x07 \x01(\x0e\x32\x12.pickgate.v1.Suite\x12%\n\x07\x63hannel\x18\x08 \x01(\x0e\x32\x14.pickgate.v1.Channel\x12\r\n\x05ttl_s\x18\t \x01(\x03\x12\x12\n\namount_fen\x18\n \x01(\x03\x12\"\n\x06splits\x18\x0b \x03(\x0b\x32\x12.pickgate.v1.Split\x12\r\n\x05\x61\x63tor\x18\x0c \x01(\t\x12\x10\n\x08replaces\x18\r \x01(\t\"\xbd\x02\n\rIssueResponse\x12*\n\x07verdict\x18\x01 \x01(\x0e\x32\x19.pickgate.v1.IssueVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0b\n\x03uid\x18\x06 \x01(\t\x12\r\n\x05typed\x18\x07 \x01(\t\x12\x0b\n\x03pin\x18\x08 \x01(\t\x12\x14\n\x0cissued_at_ms\x18\t \x01(\x03\x12\x15\n\rexpires_at_ms\x18\n \x01(\x03\x12\x0e\n\x06sku_id\x18\x0b \x01(\r\x12\x10\n\x08store_id\x18\x0c \x01(\r\x12\x10\n\x08\x65vent_id\x18\r \x01(\t\x12\x10\n\x08replayed\x18\x0e \x01(\x08\"@\n\x11IssueBatchRequest\x12+\n\x08requests\x18\x01 \x03(\x0b\x32\x19.pickgate.v1.IssueRequest\"A\n\x12IssueBatchResponse\x12+\n\x08outcomes\x18\x01 \x03(\x0b\x32\x19.pickgate.v1.IssueOutcome\"r\n\x0cIssueOutcome\x12.\n\x08response\x18\x01 \x01(\x0b\x32\x1a.pickgate.v1.IssueResponseH\x00\x12\'\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x16.pickgate.v1.ItemErrorH\x00\x42\t\n\x07outcome\"\xd1\x02\n\x0bHoldRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08store_id\x18\x03 \x01(\r\x12\x10\n\x08order_id\x18\x04 \x01(\t\x12 \n\x05lines\x18\x05 \x03(\x0b\x32\x11.pickgate.v1.Line\x12%\n\x07version\x18\x06 \x01(\x0e\x32\x14.pickgate.v1.Version\x12!\n\x05suite\x18\x07 \x01(\x0e\x32\x12.pickgate.v1.Suite\x12%\n\x07\x63hannel\x18\x08 \x01(\x0e\x32\x14.pickgate.v1.Channel\x12\r\n\x05ttl_s\x18\t \x01(\x03\x12\x12\n\namount_fen\x18\n \x01(\x03\x12\"\n\x06splits\x18\x0b \x03(\x0b\x32\x12.pickgate.v1.Split\x12\r\n\x05\x61\x63tor\x18\x0c \x01(\t\x12\x10\n\x08replaces\x18\r \x01(\t\"\x9f\x02\n\x0cHoldResponse\x12)\n\x07verdict\x18\x01 \x01(\x0e\x32\x18.pickgate.v1.HoldVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0b\n\x03uid\x18\x06 \x01(\t\x12\x14\n\x0cissued_at_ms\x18\x07 \x01(\x03\x12\x15\n\rexpires_at_ms\x18\x08 \x01(\x03\x12\x0e\n\x06sku_id\x18\t \x01(\r\x12\x10\n\x08store_id\x18\n \x01(\r\x12\x10\n\x08\x65vent_id\x18\x0b \x01(\t\x12\x10\n\x08replayed\x18\x0c \x01(\x08\"Q\n\x0e\x43onfirmRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\"\x89\x02\n\x0f\x43onfirmResponse\x12,\n\x07verdict\x18\x01 \x01(\x0e\x32\x1b.pickgate.v1.ConfirmVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0b\n\x03uid\x18\x06 \x01(\t\x12\r\n\x05typed\x18\x07 \x01(\t\x12\x0b\n\x03pin\x18\x08 \x01(\t\x12\x15\n\rexpires_at_ms\x18\t \x01(\x03\x12\x10\n\x08\x65vent_id\x18\n \x01(\t\x12\x10\n\x08replayed\x18\x0b \x01(\x08\"g\n\rExtendRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x15\n\rexpires_at_ms\x18\x04 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\"\xeb\x01\n\x0e\x45xtendResponse\x12+\n\x07verdict\x18\x01 \x01(\x0e\x32\x1a.pickgate.v1.ExtendVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0b\n\x03uid\x18\x06 \x01(\t\x12\x15\n\rexpires_at_ms\x18\x07 \x01(\x03\x12\x10\n\x08\x65vent_id\x18\x08 \x01(\t\x12\x10\n\x08replayed\x18\t \x01(\x08\"\x88\x01\n\rRenderRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\'\n\x08position\x18\x04 \x01(\x0b\x32\x15.pickgate.v1.Position\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\"\xaf\x02\n\x0eRenderResponse\x12+\n\x07verdict\x18\x01 \x01(\x0e\x32\x1a.pickgate.v1.RenderVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12&\n\x08payloads\x18\x05 \x03(\x0b\x32\x14.pickgate.v1.Payload\x12\r\n\x05typed\x18\x06 \x01(\t\x12\x0b\n\x03pin\x18\x07 \x01(\t\x12\x1f\n\x04\x63ode\x18\x08 \x01(\x0b\x32\x11.pickgate.v1.Code\x12\x17\n\ntries_left\x18\t \x01(\rH\x00\x88\x01\x01\x12\x11\n\treview_id\x18\n \x01(\tB\r\n\x0b_tries_left\"F\n\x07Payload\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\rvalid_from_ms\x18\x02 \x01(\x03\x12\x16\n\x0evalid_until_ms\x18\x03 \x01(\x03\"^\n\x0bVoidRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0b\n\x03uid\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\"\x9b\x02\n\x0cVoidResponse\x12)\n\x07verdict\x18\x01 \x01(\x0e\x32\x18.pickgate.v1.VoidVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0b\n\x03uid\x18\x06 \x01(\t\x12%\n\x05lines\x18\x07 \x03(\x0b\x32\x16.pickgate.v1.LineState\x12\r\n\x05\x61t_ms\x18\x08 \x01(\x03\x12\x13\n\x0bterminal_id\x18\t \x01(\r\x12\x10\n\x08\x65vent_id\x18\n \x01(\t\x12\x10\n\x08replayed\x18\x0b \x01(\x08\".\n\x0eGetCodeRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x0b\n\x03uid\x18\x02 \x01(\t\"2\n\x0fGetCodeResponse\x12\x1f\n\x04\x63ode\x18\x01 \x01(\x0b\x32\x11.pickgate.v1.Code\"@\n\x19GetCodeByRequestIdRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"=\n\x1aGetCodeByRequestIdResponse\x12\x1f\n\x04\x63ode\x18\x01 \x01(\x0b\x32\x11.pickgate.v1.Code*\x8d\x02\n\x0cIssueVerdict\x12\x1d\n\x19ISSUE_VERDICT_UNSPECIFIED\x10\x00\x12\x18\n\x14ISSUE_VERDICT_ISSUED\x10\x01\x12\x1d\n\x19ISSUE_VERDICT_STOCK_SHORT\x10\x02\x12\x1d\n\x19ISSUE_VERDICT_UNKNOWN_SKU\x10\x03\x12\x1f\n\x1bISSUE_VERDICT_UNKNOWN_STORE\x10\x04\x12\x1e\n\x1aISSUE_VERDICT_STORE_CLOSED\x10\x05\x12 \n\x1cISSUE_VERDICT_CHANNEL_CLOSED\x10\x06\x12#\n\x1fISSUE_VERDICT_PROMOTION_STOPPED\x10\x07*\x82\x02\n\x0bHoldVerdict\x12\x1c\n\x18HOLD_VERDICT_UNSPECIFIED\x10\x00\x12\x15\n\x11HOLD_VERDICT_HELD\x10\x01\x12\x1c\n\x18HOLD_VERDICT_STOCK_SHORT\x10\x02\x12\x1c\n\x18HOLD_VERDICT_UNKNOWN_SKU\x10\x03\x12\x1e\n\x1aHOLD_VERDICT_UNKNOWN_STORE\x10\x04\x12\x1d\n\x19HOLD_VERDICT_STORE_CLOSED\x10\x05\x12\x1f\n\x1bHOLD_VERDICT_CHANNEL_CLOSED\x10\x06\x12\"\n\x1eHOLD_VERDICT_PROMOTION_STOPPED\x10\x07*\xd2\x01\n\x0e\x43onfirmVerdict\x12\x1f\n\x1b\x43ONFIRM_VERDICT_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x43ONFIRM_VERDICT_CONFIRMED\x10\x01\x12%\n!CONFIRM_VERDICT_ALREADY_CONFIRMED\x10\x02\x12\x1b\n\x17\x43ONFIRM_VERDICT_EXPIRED\x10\x03\x12\x1a\n\x16\x43ONFIRM_VERDICT_VOIDED\x10\x04\x12 \n\x1c\x43ONFIRM_VERDICT_UNKNOWN_CODE\x10\x05*\xa6\x02\n\rExtendVerdict\x12\x1e\n\x1a\x45XTEND_VERDICT_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45XTEND_VERDICT_EXTENDED\x10\x01\x12#\n\x1f\x45XTEND_VERDICT_ALREADY_REDEEMED\x10\x02\x12\x19\n\x15\x45XTEND_VERDICT_VOIDED\x10\x03\x12\x1a\n\x16\x45XTEND_VERDICT_EXPIRED\x10\x04\x12\x1f\n\x1b\x45XTEND_VERDICT_UNKNOWN_CODE\x10\x05\x12 \n\x1c\x45XTEND_VERDICT_NOT_CONFIRMED\x10\x06\x12\x1c\n\x18\x45XTEND_VERDICT_NOT_LATER\x10\x07\x12\x1b\n\x17\x45XTEND_VERDICT_TOO_LONG\x10\x08*\x9a\x03\n\rRenderVerdict\x12\x1e\n\x1aRENDER_VERDICT_UNSPECIFIED\x10\x00\x12\x1b\n\x17RENDER_VERDICT_RENDERED\x10\x01\x12\x1f\n\x1bRENDER_VERDICT_UNKNOWN_CODE\x10\x02\x12#\n\x1fRENDER_VERDICT_ALREADY_REDEEMED\x10\x03\x12\x19\n\x15RENDER_VERDICT_VOIDED\x10\x04\x12\x1a\n\x16RENDER_VERDICT_EXPIRED\x10\x05\x12\x19\n\x15RENDER_VERDICT_LOCKED\x10\x06\x12#\n\x1fRENDER_VERDICT_TOO_MANY_CHANGES\x10\x07\x12 \n\x1cRENDER_VERDICT_NOT_CONFIRMED\x10\x08\x12$\n RENDER_VERDICT_LOCATION_REQUIRED\x10\t\x12&\n\"RENDER_VERDICT_LOCATION_UNRELIABLE\x10\n\x12\x1f\n\x1bRENDER_VERDICT_OUT_OF_RANGE\x10\x0b*\xc1\x01\n\x0bVoidVerdict\x12\x1c\n\x18VOID_VERDICT_UNSPECIFIED\x10\x00\x12\x17\n\x13VOID_VERDICT_VOIDED\x10\x01\x12\x1f\n\x1bVOID_VERDICT_ALREADY_VOIDED\x10\x02\x12!\n\x1dVOID_VERDICT_ALREADY_REDEEMED\x10\x03\x12\x18\n\x14VOID_VERDICT_EXPIRED\x10\x04\x12\x1d\n\x19VOID_VERDICT_UNKNOWN_CODE\x10\x05\x32\x8f\x05\n\x0b\x43odeService\x12>\n\x05Issue\x12\x19.pickgate.v1.IssueRequest\x1a\x1a.pickgate.v1.IssueResponse\x12M\n\nIssueBatch\x12\x1e.pickgate.v1.IssueBatchRequest\x1a\x1f.pickgate.v1.IssueBatchResponse\x12;\n\x04Hold\x12\x18.pickgate.v1.HoldRequest\x1a\x19.pickgate.v1.HoldResponse\x12\x44\n\x07\x43onfirm\x12\x1b.pickgate.v1.ConfirmRequest\x1a\x1c.pickgate.v1.ConfirmResponse\x12\x41\n\x06\x45xtend\x12\x1a.pickgate.v1.ExtendRequest\x1a\x1b.pickgate.v1.ExtendResponse\x12\x41\n\x06Render\x12\x1a.pickgate.v1.RenderRequest\x1a\x1b.pickgate.v1.RenderResponse\x12;\n\x04Void\x12\x18.pickgate.v1.VoidRequest\x1a\x19.pickgate.v1.VoidResponse\x12\x44\n\x07GetCode\x12\x1b.pickgate.v1.GetCodeRequest\x1a\x1c.pickgate.v1.GetCodeResponse\x12\x65\n\x12GetCodeByRequestId\x12&.pickgate.v1.GetCodeByRequestIdRequest\x1a\'.pickgate.v1.GetCodeByRequestIdResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pickgate.v1.code_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ISSUEVERDICT']._serialized_start=1957
-  _globals['_ISSUEVERDICT']._serialized_end=2155
-  _globals['_RENDERVERDICT']._serialized_start=2158
-  _globals['_RENDERVERDICT']._serialized_end=2423
-  _globals['_VOIDVERDICT']._serialized_start=2426
-  _globals['_VOIDVERDICT']._serialized_end=2619
+  _globals['_ISSUEVERDICT']._serialized_start=3435
+  _globals['_ISSUEVERDICT']._serialized_end=3704
+  _globals['_HOLDVERDICT']._serialized_start=3707
+  _globals['_HOLDVERDICT']._serialized_end=3965
+  _globals['_CONFIRMVERDICT']._serialized_start=3968
+  _globals['_CONFIRMVERDICT']._serialized_end=4178
+  _globals['_EXTENDVERDICT']._serialized_start=4181
+  _globals['_EXTENDVERDICT']._serialized_end=4475
+  _globals['_RENDERVERDICT']._serialized_start=4478
+  _globals['_RENDERVERDICT']._serialized_end=4888
+  _globals['_VOIDVERDICT']._serialized_start=4891
+  _globals['_VOIDVERDICT']._serialized_end=5084
   _globals['_ISSUEREQUEST']._serialized_start=73
-  _globals['_ISSUEREQUEST']._serialized_end=393
-  _globals['_ISSUERESPONSE']._serialized_start=396
-  _globals['_ISSUERESPONSE']._serialized_end=713
-  _globals['_ISSUEBATCHREQUEST']._serialized_start=715
-  _globals['_ISSUEBATCHREQUEST']._serialized_end=779
-  _globals['_ISSUEBATCHRESPONSE']._serialized_start=781
-  _globals['_ISSUEBATCHRESPONSE']._serialized_end=846
-  _globals['_ISSUEOUTCOME']._serialized_start=848
-  _globals['_ISSUEOUTCOME']._serialized_end=962
-  _globals['_RENDERREQUEST']._serialized_start=964
-  _globals['_RENDERREQUEST']._serialized_end=1024
-  _globals['_RENDERRESPONSE']._serialized_start=1027
-  _globals['_RENDERRESPONSE']._serialized_end=1271
-  _globals['_PAYLOAD']._serialized_start=1273
-  _globals['_PAYLOAD']._serialized_end=1343
-  _globals['_VOIDREQUEST']._serialized_start=1345
-  _globals['_VOIDREQUEST']._serialized_end=1439
-  _globals['_VOIDRESPONSE']._serialized_start=1442
-  _globals['_VOIDRESPONSE']._serialized_end=1725
-  _globals['_GETCODEREQUEST']._serialized_start=1727
-  _globals['_GETCODEREQUEST']._serialized_end=1773
-  _globals['_GETCODERESPONSE']._serialized_start=1775
-  _globals['_GETCODERESPONSE']._serialized_end=1825
-  _globals['_GETCODEBYREQUESTIDREQUEST']._serialized_start=1827
-  _globals['_GETCODEBYREQUESTIDREQUEST']._serialized_end=1891
-  _globals['_GETCODEBYREQUESTIDRESPONSE']._serialized_start=1893
-  _globals['_GETCODEBYREQUESTIDRESPONSE']._serialized_end=1954
-  _globals['_CODESERVICE']._serialized_start=2622
-  _globals['_CODESERVICE']._serialized_end=3079
+  _globals['_ISSUEREQUEST']._serialized_end=411
+  _globals['_ISSUERESPONSE']._serialized_start=414
+  _globals['_ISSUERESPONSE']._serialized_end=731
+  _globals['_ISSUEBATCHREQUEST']._serialized_start=733
+  _globals['_ISSUEBATCHREQUEST']._serialized_end=797
+  _globals['_ISSUEBATCHRESPONSE']._serialized_start=799
+  _globals['_ISSUEBATCHRESPONSE']._serialized_end=864
+  _globals['_ISSUEOUTCOME']._serialized_start=866
+  _globals['_ISSUEOUTCOME']._serialized_end=980
+  _globals['_HOLDREQUEST']._serialized_start=983
+  _globals['_HOLDREQUEST']._serialized_end=1320
+  _globals['_HOLDRESPONSE']._serialized_start=1323
+  _globals['_HOLDRESPONSE']._serialized_end=1610
+  _globals['_CONFIRMREQUEST']._serialized_start=1612
+  _globals['_CONFIRMREQUEST']._serialized_end=1693
+  _globals['_CONFIRMRESPONSE']._serialized_start=1696
+  _globals['_CONFIRMRESPONSE']._serialized_end=1961
+  _globals['_EXTENDREQUEST']._serialized_start=1963
+  _globals['_EXTENDREQUEST']._serialized_end=2066
+  _globals['_EXTENDRESPONSE']._serialized_start=2069
+  _globals['_EXTENDRESPONSE']._serialized_end=2304
+  _globals['_RENDERREQUEST']._serialized_start=2307
+  _globals['_RENDERREQUEST']._serialized_end=2443
+  _globals['_RENDERRESPONSE']._serialized_start=2446
+  _globals['_RENDERRESPONSE']._serialized_end=2749
+  _globals['_PAYLOAD']._serialized_start=2751
+  _globals['_PAYLOAD']._serialized_end=2821
+  _globals['_VOIDREQUEST']._serialized_start=2823
+  _globals['_VOIDREQUEST']._serialized_end=2917
+  _globals['_VOIDRESPONSE']._serialized_start=2920
+  _globals['_VOIDRESPONSE']._serialized_end=3203
+  _globals['_GETCODEREQUEST']._serialized_start=3205
+  _globals['_GETCODEREQUEST']._serialized_end=3251
+  _globals['_GETCODERESPONSE']._serialized_start=3253
+  _globals['_GETCODERESPONSE']._serialized_end=3303
+  _globals['_GETCODEBYREQUESTIDREQUEST']._serialized_start=3305
+  _globals['_GETCODEBYREQUESTIDREQUEST']._serialized_end=3369
+  _globals['_GETCODEBYREQUESTIDRESPONSE']._serialized_start=3371
+  _globals['_GETCODEBYREQUESTIDRESPONSE']._serialized_end=3432
+  _globals['_CODESERVICE']._serialized_start=5087
+  _globals['_CODESERVICE']._serialized_end=5742
 # @@protoc_insertion_point(module_scope)

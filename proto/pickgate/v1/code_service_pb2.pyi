@@ -34,6 +34,10 @@ class _IssueVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IssueVer
     ISSUE_VERDICT_UNKNOWN_STORE: _IssueVerdict.ValueType  # 4
     """There is no such store, or it does not serve this mall."""
     ISSUE_VERDICT_STORE_CLOSED: _IssueVerdict.ValueType  # 5
+    ISSUE_VERDICT_CHANNEL_CLOSED: _IssueVerdict.ValueType  # 6
+    """`sku_id` is so short that the channel is closed for it."""
+    ISSUE_VERDICT_PROMOTION_STOPPED: _IssueVerdict.ValueType  # 7
+    """`sku_id` is so short that it is not promoted any more."""
 
 class IssueVerdict(_IssueVerdict, metaclass=_IssueVerdictEnumTypeWrapper):
     """Answers of Issue."""
@@ -46,7 +50,99 @@ ISSUE_VERDICT_UNKNOWN_SKU: IssueVerdict.ValueType  # 3
 ISSUE_VERDICT_UNKNOWN_STORE: IssueVerdict.ValueType  # 4
 """There is no such store, or it does not serve this mall."""
 ISSUE_VERDICT_STORE_CLOSED: IssueVerdict.ValueType  # 5
+ISSUE_VERDICT_CHANNEL_CLOSED: IssueVerdict.ValueType  # 6
+"""`sku_id` is so short that the channel is closed for it."""
+ISSUE_VERDICT_PROMOTION_STOPPED: IssueVerdict.ValueType  # 7
+"""`sku_id` is so short that it is not promoted any more."""
 Global___IssueVerdict: _TypeAlias = IssueVerdict  # noqa: Y015
+
+class _HoldVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HoldVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HoldVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HOLD_VERDICT_UNSPECIFIED: _HoldVerdict.ValueType  # 0
+    HOLD_VERDICT_HELD: _HoldVerdict.ValueType  # 1
+    HOLD_VERDICT_STOCK_SHORT: _HoldVerdict.ValueType  # 2
+    HOLD_VERDICT_UNKNOWN_SKU: _HoldVerdict.ValueType  # 3
+    HOLD_VERDICT_UNKNOWN_STORE: _HoldVerdict.ValueType  # 4
+    HOLD_VERDICT_STORE_CLOSED: _HoldVerdict.ValueType  # 5
+    HOLD_VERDICT_CHANNEL_CLOSED: _HoldVerdict.ValueType  # 6
+    HOLD_VERDICT_PROMOTION_STOPPED: _HoldVerdict.ValueType  # 7
+
+class HoldVerdict(_HoldVerdict, metaclass=_HoldVerdictEnumTypeWrapper):
+    """Answers of Hold. Refusals have the numbers of IssueVerdict."""
+
+HOLD_VERDICT_UNSPECIFIED: HoldVerdict.ValueType  # 0
+HOLD_VERDICT_HELD: HoldVerdict.ValueType  # 1
+HOLD_VERDICT_STOCK_SHORT: HoldVerdict.ValueType  # 2
+HOLD_VERDICT_UNKNOWN_SKU: HoldVerdict.ValueType  # 3
+HOLD_VERDICT_UNKNOWN_STORE: HoldVerdict.ValueType  # 4
+HOLD_VERDICT_STORE_CLOSED: HoldVerdict.ValueType  # 5
+HOLD_VERDICT_CHANNEL_CLOSED: HoldVerdict.ValueType  # 6
+HOLD_VERDICT_PROMOTION_STOPPED: HoldVerdict.ValueType  # 7
+Global___HoldVerdict: _TypeAlias = HoldVerdict  # noqa: Y015
+
+class _ConfirmVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ConfirmVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ConfirmVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONFIRM_VERDICT_UNSPECIFIED: _ConfirmVerdict.ValueType  # 0
+    CONFIRM_VERDICT_CONFIRMED: _ConfirmVerdict.ValueType  # 1
+    CONFIRM_VERDICT_ALREADY_CONFIRMED: _ConfirmVerdict.ValueType  # 2
+    CONFIRM_VERDICT_EXPIRED: _ConfirmVerdict.ValueType  # 3
+    """The hold ended before, and its stock is free."""
+    CONFIRM_VERDICT_VOIDED: _ConfirmVerdict.ValueType  # 4
+    CONFIRM_VERDICT_UNKNOWN_CODE: _ConfirmVerdict.ValueType  # 5
+
+class ConfirmVerdict(_ConfirmVerdict, metaclass=_ConfirmVerdictEnumTypeWrapper):
+    """Answers of Confirm."""
+
+CONFIRM_VERDICT_UNSPECIFIED: ConfirmVerdict.ValueType  # 0
+CONFIRM_VERDICT_CONFIRMED: ConfirmVerdict.ValueType  # 1
+CONFIRM_VERDICT_ALREADY_CONFIRMED: ConfirmVerdict.ValueType  # 2
+CONFIRM_VERDICT_EXPIRED: ConfirmVerdict.ValueType  # 3
+"""The hold ended before, and its stock is free."""
+CONFIRM_VERDICT_VOIDED: ConfirmVerdict.ValueType  # 4
+CONFIRM_VERDICT_UNKNOWN_CODE: ConfirmVerdict.ValueType  # 5
+Global___ConfirmVerdict: _TypeAlias = ConfirmVerdict  # noqa: Y015
+
+class _ExtendVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExtendVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExtendVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXTEND_VERDICT_UNSPECIFIED: _ExtendVerdict.ValueType  # 0
+    EXTEND_VERDICT_EXTENDED: _ExtendVerdict.ValueType  # 1
+    EXTEND_VERDICT_ALREADY_REDEEMED: _ExtendVerdict.ValueType  # 2
+    EXTEND_VERDICT_VOIDED: _ExtendVerdict.ValueType  # 3
+    EXTEND_VERDICT_EXPIRED: _ExtendVerdict.ValueType  # 4
+    EXTEND_VERDICT_UNKNOWN_CODE: _ExtendVerdict.ValueType  # 5
+    EXTEND_VERDICT_NOT_CONFIRMED: _ExtendVerdict.ValueType  # 6
+    EXTEND_VERDICT_NOT_LATER: _ExtendVerdict.ValueType  # 7
+    """`expires_at_ms` of the answer is the code's own, which is not earlier."""
+    EXTEND_VERDICT_TOO_LONG: _ExtendVerdict.ValueType  # 8
+    """More than 400 days after the issue."""
+
+class ExtendVerdict(_ExtendVerdict, metaclass=_ExtendVerdictEnumTypeWrapper):
+    """Answers of Extend."""
+
+EXTEND_VERDICT_UNSPECIFIED: ExtendVerdict.ValueType  # 0
+EXTEND_VERDICT_EXTENDED: ExtendVerdict.ValueType  # 1
+EXTEND_VERDICT_ALREADY_REDEEMED: ExtendVerdict.ValueType  # 2
+EXTEND_VERDICT_VOIDED: ExtendVerdict.ValueType  # 3
+EXTEND_VERDICT_EXPIRED: ExtendVerdict.ValueType  # 4
+EXTEND_VERDICT_UNKNOWN_CODE: ExtendVerdict.ValueType  # 5
+EXTEND_VERDICT_NOT_CONFIRMED: ExtendVerdict.ValueType  # 6
+EXTEND_VERDICT_NOT_LATER: ExtendVerdict.ValueType  # 7
+"""`expires_at_ms` of the answer is the code's own, which is not earlier."""
+EXTEND_VERDICT_TOO_LONG: ExtendVerdict.ValueType  # 8
+"""More than 400 days after the issue."""
+Global___ExtendVerdict: _TypeAlias = ExtendVerdict  # noqa: Y015
 
 class _RenderVerdict:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -63,6 +159,13 @@ class _RenderVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RenderV
     RENDER_VERDICT_LOCKED: _RenderVerdict.ValueType  # 6
     RENDER_VERDICT_TOO_MANY_CHANGES: _RenderVerdict.ValueType  # 7
     """The code changed too often to be rendered ahead; one payload at a time still works."""
+    RENDER_VERDICT_NOT_CONFIRMED: _RenderVerdict.ValueType  # 8
+    """The order is held, not paid yet."""
+    RENDER_VERDICT_LOCATION_REQUIRED: _RenderVerdict.ValueType  # 9
+    """The policy looks at where the customer is, and no position is stated."""
+    RENDER_VERDICT_LOCATION_UNRELIABLE: _RenderVerdict.ValueType  # 10
+    RENDER_VERDICT_OUT_OF_RANGE: _RenderVerdict.ValueType  # 11
+    """The customer is not near the store: a counted try, `tries_left` says how many are left before the code is locked."""
 
 class RenderVerdict(_RenderVerdict, metaclass=_RenderVerdictEnumTypeWrapper):
     """Answers of Render."""
@@ -76,6 +179,13 @@ RENDER_VERDICT_EXPIRED: RenderVerdict.ValueType  # 5
 RENDER_VERDICT_LOCKED: RenderVerdict.ValueType  # 6
 RENDER_VERDICT_TOO_MANY_CHANGES: RenderVerdict.ValueType  # 7
 """The code changed too often to be rendered ahead; one payload at a time still works."""
+RENDER_VERDICT_NOT_CONFIRMED: RenderVerdict.ValueType  # 8
+"""The order is held, not paid yet."""
+RENDER_VERDICT_LOCATION_REQUIRED: RenderVerdict.ValueType  # 9
+"""The policy looks at where the customer is, and no position is stated."""
+RENDER_VERDICT_LOCATION_UNRELIABLE: RenderVerdict.ValueType  # 10
+RENDER_VERDICT_OUT_OF_RANGE: RenderVerdict.ValueType  # 11
+"""The customer is not near the store: a counted try, `tries_left` says how many are left before the code is locked."""
 Global___RenderVerdict: _TypeAlias = RenderVerdict  # noqa: Y015
 
 class _VoidVerdict:
@@ -118,26 +228,28 @@ class IssueRequest(_message.Message):
     AMOUNT_FEN_FIELD_NUMBER: _builtins.int
     SPLITS_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
     mall_id: _builtins.int
     request_id: _builtins.str
     store_id: _builtins.int
     order_id: _builtins.str
     """The mall's own number of the order, 1 .. 48 characters."""
     version: _types_pb2.Version.ValueType
+    """Not stated: what the policies say of these SKUs, the best protected of them."""
     suite: _types_pb2.Suite.ValueType
     channel: _types_pb2.Channel.ValueType
     """Not stated: ONLINE."""
     ttl_s: _builtins.int
-    """How long the code can be redeemed, 60 .. 34,560,000; 0 = 48 hours."""
+    """How long the code can be redeemed, 60 .. 34,560,000; 0 = what the policies say, 48 hours if nothing else."""
     amount_fen: _builtins.int
     """What was paid, 0 .. 4,294,967,295."""
     actor: _builtins.str
-    """Who caused it, for the record; at most 64 characters.
-    13 is kept for the uid that this code replaces.
-    """
+    """Who caused it, for the record; at most 64 characters."""
+    replaces: _builtins.str
+    """Uid of the voided code that this one stands in for, at another store; empty if none."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Line]:
-        """1 .. 32 lines, each SKU once."""
+        """1 .. 32 lines, each SKU once; a bundle is taken apart, and then it is 32 SKUs at most."""
 
     @_builtins.property
     def splits(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Split]: ...
@@ -156,10 +268,11 @@ class IssueRequest(_message.Message):
         amount_fen: _builtins.int = ...,
         splits: _abc.Iterable[_types_pb2.Split] | None = ...,
         actor: _builtins.str = ...,
+        replaces: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "amount_fen", b"amount_fen", "channel", b"channel", "lines", b"lines", "mall_id", b"mall_id", "order_id", b"order_id", "request_id", b"request_id", "splits", b"splits", "store_id", b"store_id", "suite", b"suite", "ttl_s", b"ttl_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "amount_fen", b"amount_fen", "channel", b"channel", "lines", b"lines", "mall_id", b"mall_id", "order_id", b"order_id", "replaces", b"replaces", "request_id", b"request_id", "splits", b"splits", "store_id", b"store_id", "suite", b"suite", "ttl_s", b"ttl_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -302,28 +415,327 @@ class IssueOutcome(_message.Message):
 Global___IssueOutcome: _TypeAlias = IssueOutcome  # noqa: Y015
 
 @_typing.final
+class HoldRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MALL_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    ORDER_ID_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SUITE_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
+    AMOUNT_FEN_FIELD_NUMBER: _builtins.int
+    SPLITS_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
+    mall_id: _builtins.int
+    request_id: _builtins.str
+    store_id: _builtins.int
+    order_id: _builtins.str
+    """The mall's own number of the order, 1 .. 48 characters."""
+    version: _types_pb2.Version.ValueType
+    """Not stated: what the policies say of these SKUs, the best protected of them."""
+    suite: _types_pb2.Suite.ValueType
+    channel: _types_pb2.Channel.ValueType
+    """Not stated: ONLINE."""
+    ttl_s: _builtins.int
+    """How long the code can be redeemed once it is confirmed, 60 .. 34,560,000; 0 = what the policies say."""
+    amount_fen: _builtins.int
+    """What is to be paid, 0 .. 4,294,967,295."""
+    actor: _builtins.str
+    """Who caused it, for the record; at most 64 characters."""
+    replaces: _builtins.str
+    """Uid of the voided code that this one stands in for, at another store; empty if none."""
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Line]:
+        """1 .. 32 lines, each SKU once; a bundle is taken apart, and then it is 32 SKUs at most."""
+
+    @_builtins.property
+    def splits(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Split]: ...
+    def __init__(
+        self,
+        *,
+        mall_id: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        store_id: _builtins.int = ...,
+        order_id: _builtins.str = ...,
+        lines: _abc.Iterable[_types_pb2.Line] | None = ...,
+        version: _types_pb2.Version.ValueType = ...,
+        suite: _types_pb2.Suite.ValueType = ...,
+        channel: _types_pb2.Channel.ValueType = ...,
+        ttl_s: _builtins.int = ...,
+        amount_fen: _builtins.int = ...,
+        splits: _abc.Iterable[_types_pb2.Split] | None = ...,
+        actor: _builtins.str = ...,
+        replaces: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "amount_fen", b"amount_fen", "channel", b"channel", "lines", b"lines", "mall_id", b"mall_id", "order_id", b"order_id", "replaces", b"replaces", "request_id", b"request_id", "splits", b"splits", "store_id", b"store_id", "suite", b"suite", "ttl_s", b"ttl_s", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldRequest: _TypeAlias = HoldRequest  # noqa: Y015
+
+@_typing.final
+class HoldResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    MESSAGE_ZH_FIELD_NUMBER: _builtins.int
+    MESSAGE_EN_FIELD_NUMBER: _builtins.int
+    NEXT_STEP_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
+    SKU_ID_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    verdict: Global___HoldVerdict.ValueType
+    message_zh: _builtins.str
+    """The sentence for people, in Chinese and in English."""
+    message_en: _builtins.str
+    next_step: _types_pb2.NextStep.ValueType
+    request_id: _builtins.str
+    uid: _builtins.str
+    issued_at_ms: _builtins.int
+    expires_at_ms: _builtins.int
+    """When the hold ends by itself."""
+    sku_id: _builtins.int
+    """What a refusal is about."""
+    store_id: _builtins.int
+    event_id: _builtins.str
+    """Event of the change; empty if nothing changed."""
+    replayed: _builtins.bool
+    """True when this is the remembered answer of an earlier call with the same request_id."""
+    def __init__(
+        self,
+        *,
+        verdict: Global___HoldVerdict.ValueType = ...,
+        message_zh: _builtins.str = ...,
+        message_en: _builtins.str = ...,
+        next_step: _types_pb2.NextStep.ValueType = ...,
+        request_id: _builtins.str = ...,
+        uid: _builtins.str = ...,
+        issued_at_ms: _builtins.int = ...,
+        expires_at_ms: _builtins.int = ...,
+        sku_id: _builtins.int = ...,
+        store_id: _builtins.int = ...,
+        event_id: _builtins.str = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "expires_at_ms", b"expires_at_ms", "issued_at_ms", b"issued_at_ms", "message_en", b"message_en", "message_zh", b"message_zh", "next_step", b"next_step", "replayed", b"replayed", "request_id", b"request_id", "sku_id", b"sku_id", "store_id", b"store_id", "uid", b"uid", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldResponse: _TypeAlias = HoldResponse  # noqa: Y015
+
+@_typing.final
+class ConfirmRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MALL_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    mall_id: _builtins.int
+    request_id: _builtins.str
+    uid: _builtins.str
+    actor: _builtins.str
+    """Who caused it, for the record; at most 64 characters."""
+    def __init__(
+        self,
+        *,
+        mall_id: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        uid: _builtins.str = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "mall_id", b"mall_id", "request_id", b"request_id", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmRequest: _TypeAlias = ConfirmRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    MESSAGE_ZH_FIELD_NUMBER: _builtins.int
+    MESSAGE_EN_FIELD_NUMBER: _builtins.int
+    NEXT_STEP_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    TYPED_FIELD_NUMBER: _builtins.int
+    PIN_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    verdict: Global___ConfirmVerdict.ValueType
+    message_zh: _builtins.str
+    """The sentence for people, in Chinese and in English."""
+    message_en: _builtins.str
+    next_step: _types_pb2.NextStep.ValueType
+    request_id: _builtins.str
+    uid: _builtins.str
+    typed: _builtins.str
+    """Static codes: the serial to type, four groups of four digits."""
+    pin: _builtins.str
+    """Static codes: the PIN, six digits. Shown to the customer, kept by nobody."""
+    expires_at_ms: _builtins.int
+    """Of the live code; its life counts from the confirmation."""
+    event_id: _builtins.str
+    """Event of the change; empty if nothing changed."""
+    replayed: _builtins.bool
+    """True when this is the remembered answer of an earlier call with the same request_id."""
+    def __init__(
+        self,
+        *,
+        verdict: Global___ConfirmVerdict.ValueType = ...,
+        message_zh: _builtins.str = ...,
+        message_en: _builtins.str = ...,
+        next_step: _types_pb2.NextStep.ValueType = ...,
+        request_id: _builtins.str = ...,
+        uid: _builtins.str = ...,
+        typed: _builtins.str = ...,
+        pin: _builtins.str = ...,
+        expires_at_ms: _builtins.int = ...,
+        event_id: _builtins.str = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "expires_at_ms", b"expires_at_ms", "message_en", b"message_en", "message_zh", b"message_zh", "next_step", b"next_step", "pin", b"pin", "replayed", b"replayed", "request_id", b"request_id", "typed", b"typed", "uid", b"uid", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmResponse: _TypeAlias = ConfirmResponse  # noqa: Y015
+
+@_typing.final
+class ExtendRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MALL_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    mall_id: _builtins.int
+    request_id: _builtins.str
+    uid: _builtins.str
+    expires_at_ms: _builtins.int
+    """The new expiry; a part of a second counts as a whole one."""
+    actor: _builtins.str
+    """Who caused it, for the record; at most 64 characters."""
+    def __init__(
+        self,
+        *,
+        mall_id: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        uid: _builtins.str = ...,
+        expires_at_ms: _builtins.int = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "expires_at_ms", b"expires_at_ms", "mall_id", b"mall_id", "request_id", b"request_id", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendRequest: _TypeAlias = ExtendRequest  # noqa: Y015
+
+@_typing.final
+class ExtendResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    MESSAGE_ZH_FIELD_NUMBER: _builtins.int
+    MESSAGE_EN_FIELD_NUMBER: _builtins.int
+    NEXT_STEP_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    verdict: Global___ExtendVerdict.ValueType
+    message_zh: _builtins.str
+    """The sentence for people, in Chinese and in English."""
+    message_en: _builtins.str
+    next_step: _types_pb2.NextStep.ValueType
+    request_id: _builtins.str
+    uid: _builtins.str
+    expires_at_ms: _builtins.int
+    """The expiry in force."""
+    event_id: _builtins.str
+    """Event of the change; empty if nothing changed."""
+    replayed: _builtins.bool
+    """True when this is the remembered answer of an earlier call with the same request_id."""
+    def __init__(
+        self,
+        *,
+        verdict: Global___ExtendVerdict.ValueType = ...,
+        message_zh: _builtins.str = ...,
+        message_en: _builtins.str = ...,
+        next_step: _types_pb2.NextStep.ValueType = ...,
+        request_id: _builtins.str = ...,
+        uid: _builtins.str = ...,
+        expires_at_ms: _builtins.int = ...,
+        event_id: _builtins.str = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "expires_at_ms", b"expires_at_ms", "message_en", b"message_en", "message_zh", b"message_zh", "next_step", b"next_step", "replayed", b"replayed", "request_id", b"request_id", "uid", b"uid", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendResponse: _TypeAlias = ExtendResponse  # noqa: Y015
+
+@_typing.final
 class RenderRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MALL_ID_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
     mall_id: _builtins.int
     uid: _builtins.str
     count: _builtins.int
-    """How many payloads: 1 (also when not stated) is the one to show now, more are the next ones, at most a day's worth.
-    4 is kept for the customer's position.
-    """
+    """How many payloads: 1 (also when not stated) is the one to show now, more are the next ones, at most a day's worth."""
+    request_id: _builtins.str
+    """Needed where a policy looks at the position, because a customer who is too far away uses up a try: a retry uses up no other."""
+    actor: _builtins.str
+    """Who asks, for the record of that try; at most 64 characters."""
+    @_builtins.property
+    def position(self) -> _types_pb2.Position:
+        """Where the customer's phone is; needed where a policy looks at it."""
+
     def __init__(
         self,
         *,
         mall_id: _builtins.int = ...,
         uid: _builtins.str = ...,
         count: _builtins.int = ...,
+        position: _types_pb2.Position | None = ...,
+        request_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "mall_id", b"mall_id", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "count", b"count", "mall_id", b"mall_id", "position", b"position", "request_id", b"request_id", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -341,6 +753,8 @@ class RenderResponse(_message.Message):
     TYPED_FIELD_NUMBER: _builtins.int
     PIN_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
+    TRIES_LEFT_FIELD_NUMBER: _builtins.int
+    REVIEW_ID_FIELD_NUMBER: _builtins.int
     verdict: Global___RenderVerdict.ValueType
     message_zh: _builtins.str
     """The sentence for people, in Chinese and in English."""
@@ -349,6 +763,10 @@ class RenderResponse(_message.Message):
     typed: _builtins.str
     """Static codes: the serial to type and the PIN."""
     pin: _builtins.str
+    tries_left: _builtins.int
+    """Set with OUT_OF_RANGE."""
+    review_id: _builtins.str
+    """With LOCKED: the review it waits for."""
     @_builtins.property
     def payloads(self) -> _containers.RepeatedCompositeFieldContainer[Global___Payload]: ...
     @_builtins.property
@@ -366,12 +784,16 @@ class RenderResponse(_message.Message):
         typed: _builtins.str = ...,
         pin: _builtins.str = ...,
         code: _types_pb2.Code | None = ...,
+        tries_left: _builtins.int | None = ...,
+        review_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["code", b"code"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tries_left", b"_tries_left", "code", b"code", "tries_left", b"tries_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message_en", b"message_en", "message_zh", b"message_zh", "next_step", b"next_step", "payloads", b"payloads", "pin", b"pin", "typed", b"typed", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tries_left", b"_tries_left", "code", b"code", "message_en", b"message_en", "message_zh", b"message_zh", "next_step", b"next_step", "payloads", b"payloads", "pin", b"pin", "review_id", b"review_id", "tries_left", b"tries_left", "typed", b"typed", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__tries_left: _TypeAlias = _typing.Literal["tries_left"]  # noqa: Y015
+    _WhichOneofArgType__tries_left: _TypeAlias = _typing.Literal["_tries_left", b"_tries_left"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tries_left) -> _WhichOneofReturnType__tries_left | None: ...
 
 Global___RenderResponse: _TypeAlias = RenderResponse  # noqa: Y015
 
@@ -542,7 +964,7 @@ class GetCodeByRequestIdRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     mall_id: _builtins.int
     request_id: _builtins.str
-    """The request_id of the issue."""
+    """The request_id of the issue, or of the hold."""
     def __init__(
         self,
         *,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class CodeServiceStub:
-    """Issues, renders, voids and reads pickup codes.
+    """Issues, holds, renders, extends, voids and reads pickup codes.
     """
 
     def __init__(self, channel):
@@ -44,6 +44,21 @@ class CodeServiceStub:
                 '/pickgate.v1.CodeService/IssueBatch',
                 request_serializer=pickgate_dot_v1_dot_code__service__pb2.IssueBatchRequest.SerializeToString,
                 response_deserializer=pickgate_dot_v1_dot_code__service__pb2.IssueBatchResponse.FromString,
+                _registered_method=True)
+        self.Hold = channel.unary_unary(
+                '/pickgate.v1.CodeService/Hold',
+                request_serializer=pickgate_dot_v1_dot_code__service__pb2.HoldRequest.SerializeToString,
+                response_deserializer=pickgate_dot_v1_dot_code__service__pb2.HoldResponse.FromString,
+                _registered_method=True)
+        self.Confirm = channel.unary_unary(
+                '/pickgate.v1.CodeService/Confirm',
+                request_serializer=pickgate_dot_v1_dot_code__service__pb2.ConfirmRequest.SerializeToString,
+                response_deserializer=pickgate_dot_v1_dot_code__service__pb2.ConfirmResponse.FromString,
+                _registered_method=True)
+        self.Extend = channel.unary_unary(
+                '/pickgate.v1.CodeService/Extend',
+                request_serializer=pickgate_dot_v1_dot_code__service__pb2.ExtendRequest.SerializeToString,
+                response_deserializer=pickgate_dot_v1_dot_code__service__pb2.ExtendResponse.FromString,
                 _registered_method=True)
         self.Render = channel.unary_unary(
                 '/pickgate.v1.CodeService/Render',
@@ -68,7 +83,7 @@ class CodeServiceStub:
 
 
 class CodeServiceServicer:
-    """Issues, renders, voids and reads pickup codes.
+    """Issues, holds, renders, extends, voids and reads pickup codes.
     """
 
     def Issue(self, request, context):
@@ -80,6 +95,27 @@ class CodeServiceServicer:
 
     def IssueBatch(self, request, context):
         """Issues up to 10,000 codes; each item is decided on its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Hold(self, request, context):
+        """Reserves the stock of an order before it is paid. What is not confirmed in time ends by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Confirm(self, request, context):
+        """Makes a held code live: the order is paid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Extend(self, request, context):
+        """Moves a code's expiry to a later time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +143,7 @@ class CodeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetCodeByRequestId(self, request, context):
-        """Reads a code by the request_id that issued it; status NOT_FOUND if the mall has none such.
+        """Reads a code by the request_id that issued or held it; status NOT_FOUND if the mall has none such.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,6 +161,21 @@ def add_CodeServiceServicer_to_server(servicer, server):
                     servicer.IssueBatch,
                     request_deserializer=pickgate_dot_v1_dot_code__service__pb2.IssueBatchRequest.FromString,
                     response_serializer=pickgate_dot_v1_dot_code__service__pb2.IssueBatchResponse.SerializeToString,
+            ),
+            'Hold': grpc.unary_unary_rpc_method_handler(
+                    servicer.Hold,
+                    request_deserializer=pickgate_dot_v1_dot_code__service__pb2.HoldRequest.FromString,
+                    response_serializer=pickgate_dot_v1_dot_code__service__pb2.HoldResponse.SerializeToString,
+            ),
+            'Confirm': grpc.unary_unary_rpc_method_handler(
+                    servicer.Confirm,
+                    request_deserializer=pickgate_dot_v1_dot_code__service__pb2.ConfirmRequest.FromString,
+                    response_serializer=pickgate_dot_v1_dot_code__service__pb2.ConfirmResponse.SerializeToString,
+            ),
+            'Extend': grpc.unary_unary_rpc_method_handler(
+                    servicer.Extend,
+                    request_deserializer=pickgate_dot_v1_dot_code__service__pb2.ExtendRequest.FromString,
+                    response_serializer=pickgate_dot_v1_dot_code__service__pb2.ExtendResponse.SerializeToString,
             ),
             'Render': grpc.unary_unary_rpc_method_handler(
                     servicer.Render,
@@ -155,7 +206,7 @@ def add_CodeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CodeService:
-    """Issues, renders, voids and reads pickup codes.
+    """Issues, holds, renders, extends, voids and reads pickup codes.
     """
 
     @staticmethod
@@ -202,6 +253,87 @@ class CodeService:
             '/pickgate.v1.CodeService/IssueBatch',
             pickgate_dot_v1_dot_code__service__pb2.IssueBatchRequest.SerializeToString,
             pickgate_dot_v1_dot_code__service__pb2.IssueBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Hold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pickgate.v1.CodeService/Hold',
+            pickgate_dot_v1_dot_code__service__pb2.HoldRequest.SerializeToString,
+            pickgate_dot_v1_dot_code__service__pb2.HoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Confirm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pickgate.v1.CodeService/Confirm',
+            pickgate_dot_v1_dot_code__service__pb2.ConfirmRequest.SerializeToString,
+            pickgate_dot_v1_dot_code__service__pb2.ConfirmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Extend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pickgate.v1.CodeService/Extend',
+            pickgate_dot_v1_dot_code__service__pb2.ExtendRequest.SerializeToString,
+            pickgate_dot_v1_dot_code__service__pb2.ExtendResponse.FromString,
             options,
             channel_credentials,
             insecure,

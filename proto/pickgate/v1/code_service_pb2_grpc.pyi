@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CodeServiceStub:
-    """Issues, renders, voids and reads pickup codes."""
+    """Issues, holds, renders, extends, voids and reads pickup codes."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,6 +37,12 @@ class CodeServiceStub:
     """Issues a code for an order and reserves its stock."""
     IssueBatch: _grpc.UnaryUnaryMultiCallable[_code_service_pb2.IssueBatchRequest, _code_service_pb2.IssueBatchResponse]
     """Issues up to 10,000 codes; each item is decided on its own."""
+    Hold: _grpc.UnaryUnaryMultiCallable[_code_service_pb2.HoldRequest, _code_service_pb2.HoldResponse]
+    """Reserves the stock of an order before it is paid. What is not confirmed in time ends by itself."""
+    Confirm: _grpc.UnaryUnaryMultiCallable[_code_service_pb2.ConfirmRequest, _code_service_pb2.ConfirmResponse]
+    """Makes a held code live: the order is paid."""
+    Extend: _grpc.UnaryUnaryMultiCallable[_code_service_pb2.ExtendRequest, _code_service_pb2.ExtendResponse]
+    """Moves a code's expiry to a later time."""
     Render: _grpc.UnaryUnaryMultiCallable[_code_service_pb2.RenderRequest, _code_service_pb2.RenderResponse]
     """Renders what the customer shows: the payload of now, or the next n, each good only in its own time."""
     Void: _grpc.UnaryUnaryMultiCallable[_code_service_pb2.VoidRequest, _code_service_pb2.VoidResponse]
@@ -44,17 +50,23 @@ class CodeServiceStub:
     GetCode: _grpc.UnaryUnaryMultiCallable[_code_service_pb2.GetCodeRequest, _code_service_pb2.GetCodeResponse]
     """Reads a code by its uid; status NOT_FOUND if the mall has none such."""
     GetCodeByRequestId: _grpc.UnaryUnaryMultiCallable[_code_service_pb2.GetCodeByRequestIdRequest, _code_service_pb2.GetCodeByRequestIdResponse]
-    """Reads a code by the request_id that issued it; status NOT_FOUND if the mall has none such."""
+    """Reads a code by the request_id that issued or held it; status NOT_FOUND if the mall has none such."""
 
 @_typing.type_check_only
 class CodeServiceAsyncStub(CodeServiceStub):
-    """Issues, renders, voids and reads pickup codes."""
+    """Issues, holds, renders, extends, voids and reads pickup codes."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Issue: _aio.UnaryUnaryMultiCallable[_code_service_pb2.IssueRequest, _code_service_pb2.IssueResponse]  # type: ignore[assignment]
     """Issues a code for an order and reserves its stock."""
     IssueBatch: _aio.UnaryUnaryMultiCallable[_code_service_pb2.IssueBatchRequest, _code_service_pb2.IssueBatchResponse]  # type: ignore[assignment]
     """Issues up to 10,000 codes; each item is decided on its own."""
+    Hold: _aio.UnaryUnaryMultiCallable[_code_service_pb2.HoldRequest, _code_service_pb2.HoldResponse]  # type: ignore[assignment]
+    """Reserves the stock of an order before it is paid. What is not confirmed in time ends by itself."""
+    Confirm: _aio.UnaryUnaryMultiCallable[_code_service_pb2.ConfirmRequest, _code_service_pb2.ConfirmResponse]  # type: ignore[assignment]
+    """Makes a held code live: the order is paid."""
+    Extend: _aio.UnaryUnaryMultiCallable[_code_service_pb2.ExtendRequest, _code_service_pb2.ExtendResponse]  # type: ignore[assignment]
+    """Moves a code's expiry to a later time."""
     Render: _aio.UnaryUnaryMultiCallable[_code_service_pb2.RenderRequest, _code_service_pb2.RenderResponse]  # type: ignore[assignment]
     """Renders what the customer shows: the payload of now, or the next n, each good only in its own time."""
     Void: _aio.UnaryUnaryMultiCallable[_code_service_pb2.VoidRequest, _code_service_pb2.VoidResponse]  # type: ignore[assignment]
@@ -62,10 +74,10 @@ class CodeServiceAsyncStub(CodeServiceStub):
     GetCode: _aio.UnaryUnaryMultiCallable[_code_service_pb2.GetCodeRequest, _code_service_pb2.GetCodeResponse]  # type: ignore[assignment]
     """Reads a code by its uid; status NOT_FOUND if the mall has none such."""
     GetCodeByRequestId: _aio.UnaryUnaryMultiCallable[_code_service_pb2.GetCodeByRequestIdRequest, _code_service_pb2.GetCodeByRequestIdResponse]  # type: ignore[assignment]
-    """Reads a code by the request_id that issued it; status NOT_FOUND if the mall has none such."""
+    """Reads a code by the request_id that issued or held it; status NOT_FOUND if the mall has none such."""
 
 class CodeServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Issues, renders, voids and reads pickup codes."""
+    """Issues, holds, renders, extends, voids and reads pickup codes."""
 
     @_abc_1.abstractmethod
     def Issue(
@@ -82,6 +94,30 @@ class CodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_code_service_pb2.IssueBatchResponse, _abc.Awaitable[_code_service_pb2.IssueBatchResponse]]:
         """Issues up to 10,000 codes; each item is decided on its own."""
+
+    @_abc_1.abstractmethod
+    def Hold(
+        self,
+        request: _code_service_pb2.HoldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_code_service_pb2.HoldResponse, _abc.Awaitable[_code_service_pb2.HoldResponse]]:
+        """Reserves the stock of an order before it is paid. What is not confirmed in time ends by itself."""
+
+    @_abc_1.abstractmethod
+    def Confirm(
+        self,
+        request: _code_service_pb2.ConfirmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_code_service_pb2.ConfirmResponse, _abc.Awaitable[_code_service_pb2.ConfirmResponse]]:
+        """Makes a held code live: the order is paid."""
+
+    @_abc_1.abstractmethod
+    def Extend(
+        self,
+        request: _code_service_pb2.ExtendRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_code_service_pb2.ExtendResponse, _abc.Awaitable[_code_service_pb2.ExtendResponse]]:
+        """Moves a code's expiry to a later time."""
 
     @_abc_1.abstractmethod
     def Render(
@@ -113,6 +149,6 @@ class CodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _code_service_pb2.GetCodeByRequestIdRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_code_service_pb2.GetCodeByRequestIdResponse, _abc.Awaitable[_code_service_pb2.GetCodeByRequestIdResponse]]:
-        """Reads a code by the request_id that issued it; status NOT_FOUND if the mall has none such."""
+        """Reads a code by the request_id that issued or held it; status NOT_FOUND if the mall has none such."""
 
 def add_CodeServiceServicer_to_server(servicer: CodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

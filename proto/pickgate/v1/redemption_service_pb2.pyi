@@ -28,7 +28,7 @@ class _InspectVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Inspec
     DESCRIPTOR: _descriptor.EnumDescriptor
     INSPECT_VERDICT_UNSPECIFIED: _InspectVerdict.ValueType  # 0
     INSPECT_VERDICT_REDEEMABLE: _InspectVerdict.ValueType  # 1
-    """Good; a static code needs its PIN in addition, see pin_required."""
+    """Good; a static code needs its PIN in addition, a valuable one a proof: see pin_required and proof_required."""
     INSPECT_VERDICT_ALREADY_REDEEMED: _InspectVerdict.ValueType  # 2
     INSPECT_VERDICT_EXPIRED: _InspectVerdict.ValueType  # 3
     INSPECT_VERDICT_VOIDED: _InspectVerdict.ValueType  # 4
@@ -42,13 +42,16 @@ class _InspectVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Inspec
     INSPECT_VERDICT_LOCKED: _InspectVerdict.ValueType  # 14
     INSPECT_VERDICT_OUT_OF_STOCK: _InspectVerdict.ValueType  # 15
     INSPECT_VERDICT_STORE_CLOSED: _InspectVerdict.ValueType  # 16
+    """Now; its hours or a person say so."""
+    INSPECT_VERDICT_NOT_CONFIRMED: _InspectVerdict.ValueType  # 18
+    INSPECT_VERDICT_OUTSIDE_WINDOW: _InspectVerdict.ValueType  # 21
 
 class InspectVerdict(_InspectVerdict, metaclass=_InspectVerdictEnumTypeWrapper):
     """Answers of Inspect. Refusals have the numbers of RedeemVerdict."""
 
 INSPECT_VERDICT_UNSPECIFIED: InspectVerdict.ValueType  # 0
 INSPECT_VERDICT_REDEEMABLE: InspectVerdict.ValueType  # 1
-"""Good; a static code needs its PIN in addition, see pin_required."""
+"""Good; a static code needs its PIN in addition, a valuable one a proof: see pin_required and proof_required."""
 INSPECT_VERDICT_ALREADY_REDEEMED: InspectVerdict.ValueType  # 2
 INSPECT_VERDICT_EXPIRED: InspectVerdict.ValueType  # 3
 INSPECT_VERDICT_VOIDED: InspectVerdict.ValueType  # 4
@@ -62,6 +65,9 @@ INSPECT_VERDICT_LOCATION_UNRELIABLE: InspectVerdict.ValueType  # 11
 INSPECT_VERDICT_LOCKED: InspectVerdict.ValueType  # 14
 INSPECT_VERDICT_OUT_OF_STOCK: InspectVerdict.ValueType  # 15
 INSPECT_VERDICT_STORE_CLOSED: InspectVerdict.ValueType  # 16
+"""Now; its hours or a person say so."""
+INSPECT_VERDICT_NOT_CONFIRMED: InspectVerdict.ValueType  # 18
+INSPECT_VERDICT_OUTSIDE_WINDOW: InspectVerdict.ValueType  # 21
 Global___InspectVerdict: _TypeAlias = InspectVerdict  # noqa: Y015
 
 class _RedeemVerdict:
@@ -97,6 +103,13 @@ class _RedeemVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RedeemV
     REDEEM_VERDICT_STORE_CLOSED: _RedeemVerdict.ValueType  # 16
     REDEEM_VERDICT_NOTHING_LEFT: _RedeemVerdict.ValueType  # 17
     """`sku_id` says of what the code has not that many units left."""
+    REDEEM_VERDICT_NOT_CONFIRMED: _RedeemVerdict.ValueType  # 18
+    """The order is held, not paid yet."""
+    REDEEM_VERDICT_PROOF_REQUIRED: _RedeemVerdict.ValueType  # 19
+    REDEEM_VERDICT_PROOF_REJECTED: _RedeemVerdict.ValueType  # 20
+    """`tries_left` says how many are left before the code is locked."""
+    REDEEM_VERDICT_OUTSIDE_WINDOW: _RedeemVerdict.ValueType  # 21
+    """`window` says when it is handed out."""
 
 class RedeemVerdict(_RedeemVerdict, metaclass=_RedeemVerdictEnumTypeWrapper):
     """Answers of Redeem."""
@@ -128,7 +141,48 @@ REDEEM_VERDICT_OUT_OF_STOCK: RedeemVerdict.ValueType  # 15
 REDEEM_VERDICT_STORE_CLOSED: RedeemVerdict.ValueType  # 16
 REDEEM_VERDICT_NOTHING_LEFT: RedeemVerdict.ValueType  # 17
 """`sku_id` says of what the code has not that many units left."""
+REDEEM_VERDICT_NOT_CONFIRMED: RedeemVerdict.ValueType  # 18
+"""The order is held, not paid yet."""
+REDEEM_VERDICT_PROOF_REQUIRED: RedeemVerdict.ValueType  # 19
+REDEEM_VERDICT_PROOF_REJECTED: RedeemVerdict.ValueType  # 20
+"""`tries_left` says how many are left before the code is locked."""
+REDEEM_VERDICT_OUTSIDE_WINDOW: RedeemVerdict.ValueType  # 21
+"""`window` says when it is handed out."""
 Global___RedeemVerdict: _TypeAlias = RedeemVerdict  # noqa: Y015
+
+class _ReverseVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReverseVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReverseVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REVERSE_VERDICT_UNSPECIFIED: _ReverseVerdict.ValueType  # 0
+    REVERSE_VERDICT_REVERSED: _ReverseVerdict.ValueType  # 1
+    """Done: take the goods back, as `lines` says."""
+    REVERSE_VERDICT_NOT_REDEEMED: _ReverseVerdict.ValueType  # 2
+    """Nothing is out, or less than was named: of `sku_id`, if set."""
+    REVERSE_VERDICT_REVERSAL_CLOSED: _ReverseVerdict.ValueType  # 3
+    """Too late."""
+    REVERSE_VERDICT_REVERSAL_LIMIT: _ReverseVerdict.ValueType  # 4
+    REVERSE_VERDICT_UNKNOWN_CODE: _ReverseVerdict.ValueType  # 5
+    REVERSE_VERDICT_WRONG_STORE: _ReverseVerdict.ValueType  # 6
+    """Handed out by another store; `store_id` and `store_name` say which."""
+
+class ReverseVerdict(_ReverseVerdict, metaclass=_ReverseVerdictEnumTypeWrapper):
+    """Answers of Reverse."""
+
+REVERSE_VERDICT_UNSPECIFIED: ReverseVerdict.ValueType  # 0
+REVERSE_VERDICT_REVERSED: ReverseVerdict.ValueType  # 1
+"""Done: take the goods back, as `lines` says."""
+REVERSE_VERDICT_NOT_REDEEMED: ReverseVerdict.ValueType  # 2
+"""Nothing is out, or less than was named: of `sku_id`, if set."""
+REVERSE_VERDICT_REVERSAL_CLOSED: ReverseVerdict.ValueType  # 3
+"""Too late."""
+REVERSE_VERDICT_REVERSAL_LIMIT: ReverseVerdict.ValueType  # 4
+REVERSE_VERDICT_UNKNOWN_CODE: ReverseVerdict.ValueType  # 5
+REVERSE_VERDICT_WRONG_STORE: ReverseVerdict.ValueType  # 6
+"""Handed out by another store; `store_id` and `store_name` say which."""
+Global___ReverseVerdict: _TypeAlias = ReverseVerdict  # noqa: Y015
 
 @_typing.final
 class InspectRequest(_message.Message):
@@ -179,6 +233,8 @@ class InspectResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
     PIN_REQUIRED_FIELD_NUMBER: _builtins.int
+    PROOF_REQUIRED_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
     verdict: Global___InspectVerdict.ValueType
     message_zh: _builtins.str
     """The clerk's sentence, in Chinese and in English."""
@@ -198,6 +254,9 @@ class InspectResponse(_message.Message):
     version: _types_pb2.Version.ValueType
     expires_at_ms: _builtins.int
     pin_required: _builtins.bool
+    proof_required: _builtins.bool
+    window: _builtins.str
+    """With OUTSIDE_WINDOW: the next pickup window, as name, day and times of the store."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.LineState]:
         """With what is left of each."""
@@ -222,10 +281,12 @@ class InspectResponse(_message.Message):
         version: _types_pb2.Version.ValueType = ...,
         expires_at_ms: _builtins.int = ...,
         pin_required: _builtins.bool = ...,
+        proof_required: _builtins.bool = ...,
+        window: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_distance_bucket", b"_distance_bucket", "distance_bucket", b"distance_bucket"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distance_bucket", b"_distance_bucket", "at_ms", b"at_ms", "distance_bucket", b"distance_bucket", "expires_at_ms", b"expires_at_ms", "lines", b"lines", "message_en", b"message_en", "message_zh", b"message_zh", "next_step", b"next_step", "order_id", b"order_id", "pin_required", b"pin_required", "review_id", b"review_id", "sku_id", b"sku_id", "store_id", b"store_id", "store_name", b"store_name", "terminal_id", b"terminal_id", "uid", b"uid", "verdict", b"verdict", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distance_bucket", b"_distance_bucket", "at_ms", b"at_ms", "distance_bucket", b"distance_bucket", "expires_at_ms", b"expires_at_ms", "lines", b"lines", "message_en", b"message_en", "message_zh", b"message_zh", "next_step", b"next_step", "order_id", b"order_id", "pin_required", b"pin_required", "proof_required", b"proof_required", "review_id", b"review_id", "sku_id", b"sku_id", "store_id", b"store_id", "store_name", b"store_name", "terminal_id", b"terminal_id", "uid", b"uid", "verdict", b"verdict", "version", b"version", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__distance_bucket: _TypeAlias = _typing.Literal["distance_bucket"]  # noqa: Y015
     _WhichOneofArgType__distance_bucket: _TypeAlias = _typing.Literal["_distance_bucket", b"_distance_bucket"]  # noqa: Y015
@@ -244,22 +305,23 @@ class RedeemRequest(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
+    PROOF_TOKEN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     code: _builtins.str
     """The scanned text ("PG..."), or the 16 digits of a typed serial, as read: at most 512 characters, never trimmed or mended."""
     pin: _builtins.str
     """Six digits, for a static code."""
     actor: _builtins.str
-    """Who did it, for the record, for example "clerk:17"; at most 64 characters.
-    8 is kept for the proof token of a second factor.
-    """
+    """Who did it, for the record, for example "clerk:17"; at most 64 characters."""
+    proof_token: _builtins.str
+    """For a valuable code: a registered provider's word that it made sure who the customer is, a JWS of at most 2,048 characters."""
     @_builtins.property
     def terminal(self) -> _types_pb2.Terminal: ...
     @_builtins.property
     def position(self) -> _types_pb2.Position: ...
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Line]:
-        """What to hand out; none = all that is left."""
+        """What to hand out; none = all that is left. A bundle is named by its own SKU, and handed out whole."""
 
     def __init__(
         self,
@@ -271,10 +333,11 @@ class RedeemRequest(_message.Message):
         position: _types_pb2.Position | None = ...,
         lines: _abc.Iterable[_types_pb2.Line] | None = ...,
         actor: _builtins.str = ...,
+        proof_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "terminal", b"terminal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "code", b"code", "lines", b"lines", "pin", b"pin", "position", b"position", "request_id", b"request_id", "terminal", b"terminal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "code", b"code", "lines", b"lines", "pin", b"pin", "position", b"position", "proof_token", b"proof_token", "request_id", b"request_id", "terminal", b"terminal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -303,6 +366,7 @@ class RedeemResponse(_message.Message):
     REVIEW_ID_FIELD_NUMBER: _builtins.int
     DISTANCE_BUCKET_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
     verdict: Global___RedeemVerdict.ValueType
     message_zh: _builtins.str
     """The clerk's sentence, in Chinese and in English."""
@@ -316,7 +380,7 @@ class RedeemResponse(_message.Message):
     """With REDEEMED and ALREADY_REDEEMED: when it was redeemed, and by whom. Else the time of this answer, and 0."""
     terminal_id: _builtins.int
     tries_left: _builtins.int
-    """Set with PIN_WRONG."""
+    """Set with PIN_WRONG and PROOF_REJECTED."""
     sku_id: _builtins.int
     store_id: _builtins.int
     store_name: _builtins.str
@@ -328,6 +392,8 @@ class RedeemResponse(_message.Message):
     """Coarse distance between terminal and store (0 = nearest); absent if no position was compared."""
     replayed: _builtins.bool
     """True when this is the remembered answer of an earlier call with the same request_id."""
+    window: _builtins.str
+    """With OUTSIDE_WINDOW: the next pickup window, as name, day and times of the store."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.LineState]:
         """What this redemption took (count) and what remains (left)."""
@@ -354,10 +420,11 @@ class RedeemResponse(_message.Message):
         review_id: _builtins.str = ...,
         distance_bucket: _builtins.int | None = ...,
         replayed: _builtins.bool = ...,
+        window: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_distance_bucket", b"_distance_bucket", "_tries_left", b"_tries_left", "distance_bucket", b"distance_bucket", "tries_left", b"tries_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distance_bucket", b"_distance_bucket", "_tries_left", b"_tries_left", "at_ms", b"at_ms", "cycle", b"cycle", "distance_bucket", b"distance_bucket", "event_id", b"event_id", "lines", b"lines", "message_en", b"message_en", "message_zh", b"message_zh", "next_step", b"next_step", "order_id", b"order_id", "replayed", b"replayed", "request_id", b"request_id", "review_id", b"review_id", "sku_id", b"sku_id", "store_id", b"store_id", "store_name", b"store_name", "terminal_id", b"terminal_id", "tries_left", b"tries_left", "uid", b"uid", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distance_bucket", b"_distance_bucket", "_tries_left", b"_tries_left", "at_ms", b"at_ms", "cycle", b"cycle", "distance_bucket", b"distance_bucket", "event_id", b"event_id", "lines", b"lines", "message_en", b"message_en", "message_zh", b"message_zh", "next_step", b"next_step", "order_id", b"order_id", "replayed", b"replayed", "request_id", b"request_id", "review_id", b"review_id", "sku_id", b"sku_id", "store_id", b"store_id", "store_name", b"store_name", "terminal_id", b"terminal_id", "tries_left", b"tries_left", "uid", b"uid", "verdict", b"verdict", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__distance_bucket: _TypeAlias = _typing.Literal["distance_bucket"]  # noqa: Y015
     _WhichOneofArgType__distance_bucket: _TypeAlias = _typing.Literal["_distance_bucket", b"_distance_bucket"]  # noqa: Y015
@@ -369,3 +436,188 @@ class RedeemResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tries_left) -> _WhichOneofReturnType__tries_left | None: ...
 
 Global___RedeemResponse: _TypeAlias = RedeemResponse  # noqa: Y015
+
+@_typing.final
+class RedeemBatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___RedeemRequest]:
+        """1 .. 256 items, each with a request_id of its own."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___RedeemRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedeemBatchRequest: _TypeAlias = RedeemBatchRequest  # noqa: Y015
+
+@_typing.final
+class RedeemBatchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RedeemOutcome]:
+        """One per item, in order."""
+
+    def __init__(
+        self,
+        *,
+        outcomes: _abc.Iterable[Global___RedeemOutcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedeemBatchResponse: _TypeAlias = RedeemBatchResponse  # noqa: Y015
+
+@_typing.final
+class RedeemOutcome(_message.Message):
+    """What became of one item of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def response(self) -> Global___RedeemResponse: ...
+    @_builtins.property
+    def error(self) -> _types_pb2.ItemError: ...
+    def __init__(
+        self,
+        *,
+        response: Global___RedeemResponse | None = ...,
+        error: _types_pb2.ItemError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___RedeemOutcome: _TypeAlias = RedeemOutcome  # noqa: Y015
+
+@_typing.final
+class ReverseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERMINAL_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    uid: _builtins.str
+    release: _builtins.bool
+    """The customer was refunded: the units leave the code, instead of being reserved for it again."""
+    reason: _builtins.str
+    """Why, for the record; at most 200 characters."""
+    actor: _builtins.str
+    """Who did it, for the record, for example "clerk:17"; at most 64 characters."""
+    @_builtins.property
+    def terminal(self) -> _types_pb2.Terminal: ...
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Line]:
+        """What comes back; none = all that was handed out. A bundle is named by its own SKU, and comes back whole."""
+
+    def __init__(
+        self,
+        *,
+        terminal: _types_pb2.Terminal | None = ...,
+        request_id: _builtins.str = ...,
+        uid: _builtins.str = ...,
+        lines: _abc.Iterable[_types_pb2.Line] | None = ...,
+        release: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terminal", b"terminal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "lines", b"lines", "reason", b"reason", "release", b"release", "request_id", b"request_id", "terminal", b"terminal", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReverseRequest: _TypeAlias = ReverseRequest  # noqa: Y015
+
+@_typing.final
+class ReverseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    MESSAGE_ZH_FIELD_NUMBER: _builtins.int
+    MESSAGE_EN_FIELD_NUMBER: _builtins.int
+    NEXT_STEP_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    AT_MS_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
+    SKU_ID_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    STORE_NAME_FIELD_NUMBER: _builtins.int
+    CYCLE_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    verdict: Global___ReverseVerdict.ValueType
+    message_zh: _builtins.str
+    """The clerk's sentence, in Chinese and in English."""
+    message_en: _builtins.str
+    next_step: _types_pb2.NextStep.ValueType
+    request_id: _builtins.str
+    uid: _builtins.str
+    at_ms: _builtins.int
+    expires_at_ms: _builtins.int
+    """Of the code; a reversed one can be redeemed for at least another 24 hours."""
+    sku_id: _builtins.int
+    store_id: _builtins.int
+    store_name: _builtins.str
+    cycle: _builtins.int
+    """How often the code was reversed."""
+    event_id: _builtins.str
+    """Event of the change; empty if nothing changed."""
+    replayed: _builtins.bool
+    """True when this is the remembered answer of an earlier call with the same request_id."""
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.LineState]:
+        """What came back (count) and what the code has left afterwards (left)."""
+
+    def __init__(
+        self,
+        *,
+        verdict: Global___ReverseVerdict.ValueType = ...,
+        message_zh: _builtins.str = ...,
+        message_en: _builtins.str = ...,
+        next_step: _types_pb2.NextStep.ValueType = ...,
+        request_id: _builtins.str = ...,
+        uid: _builtins.str = ...,
+        lines: _abc.Iterable[_types_pb2.LineState] | None = ...,
+        at_ms: _builtins.int = ...,
+        expires_at_ms: _builtins.int = ...,
+        sku_id: _builtins.int = ...,
+        store_id: _builtins.int = ...,
+        store_name: _builtins.str = ...,
+        cycle: _builtins.int = ...,
+        event_id: _builtins.str = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "cycle", b"cycle", "event_id", b"event_id", "expires_at_ms", b"expires_at_ms", "lines", b"lines", "message_en", b"message_en", "message_zh", b"message_zh", "next_step", b"next_step", "replayed", b"replayed", "request_id", b"request_id", "sku_id", b"sku_id", "store_id", b"store_id", "store_name", b"store_name", "uid", b"uid", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReverseResponse: _TypeAlias = ReverseResponse  # noqa: Y015

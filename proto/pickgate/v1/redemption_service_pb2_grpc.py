@@ -45,6 +45,16 @@ class RedemptionServiceStub:
                 request_serializer=pickgate_dot_v1_dot_redemption__service__pb2.RedeemRequest.SerializeToString,
                 response_deserializer=pickgate_dot_v1_dot_redemption__service__pb2.RedeemResponse.FromString,
                 _registered_method=True)
+        self.RedeemBatch = channel.unary_unary(
+                '/pickgate.v1.RedemptionService/RedeemBatch',
+                request_serializer=pickgate_dot_v1_dot_redemption__service__pb2.RedeemBatchRequest.SerializeToString,
+                response_deserializer=pickgate_dot_v1_dot_redemption__service__pb2.RedeemBatchResponse.FromString,
+                _registered_method=True)
+        self.Reverse = channel.unary_unary(
+                '/pickgate.v1.RedemptionService/Reverse',
+                request_serializer=pickgate_dot_v1_dot_redemption__service__pb2.ReverseRequest.SerializeToString,
+                response_deserializer=pickgate_dot_v1_dot_redemption__service__pb2.ReverseResponse.FromString,
+                _registered_method=True)
 
 
 class RedemptionServiceServicer:
@@ -65,6 +75,20 @@ class RedemptionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RedeemBatch(self, request, context):
+        """Redeems up to 256 codes; each item is decided on its own, as by Redeem.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reverse(self, request, context):
+        """Takes back what a code handed out, by the same store and within its time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RedemptionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +101,16 @@ def add_RedemptionServiceServicer_to_server(servicer, server):
                     servicer.Redeem,
                     request_deserializer=pickgate_dot_v1_dot_redemption__service__pb2.RedeemRequest.FromString,
                     response_serializer=pickgate_dot_v1_dot_redemption__service__pb2.RedeemResponse.SerializeToString,
+            ),
+            'RedeemBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedeemBatch,
+                    request_deserializer=pickgate_dot_v1_dot_redemption__service__pb2.RedeemBatchRequest.FromString,
+                    response_serializer=pickgate_dot_v1_dot_redemption__service__pb2.RedeemBatchResponse.SerializeToString,
+            ),
+            'Reverse': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reverse,
+                    request_deserializer=pickgate_dot_v1_dot_redemption__service__pb2.ReverseRequest.FromString,
+                    response_serializer=pickgate_dot_v1_dot_redemption__service__pb2.ReverseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +168,60 @@ class RedemptionService:
             '/pickgate.v1.RedemptionService/Redeem',
             pickgate_dot_v1_dot_redemption__service__pb2.RedeemRequest.SerializeToString,
             pickgate_dot_v1_dot_redemption__service__pb2.RedeemResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedeemBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pickgate.v1.RedemptionService/RedeemBatch',
+            pickgate_dot_v1_dot_redemption__service__pb2.RedeemBatchRequest.SerializeToString,
+            pickgate_dot_v1_dot_redemption__service__pb2.RedeemBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reverse(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pickgate.v1.RedemptionService/Reverse',
+            pickgate_dot_v1_dot_redemption__service__pb2.ReverseRequest.SerializeToString,
+            pickgate_dot_v1_dot_redemption__service__pb2.ReverseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class RedemptionServiceStub:
     """Says what Redeem would say now, and changes nothing."""
     Redeem: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.RedeemRequest, _redemption_service_pb2.RedeemResponse]
     """Redeems a code: checks it, takes the stock and marks it, in one step."""
+    RedeemBatch: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.RedeemBatchRequest, _redemption_service_pb2.RedeemBatchResponse]
+    """Redeems up to 256 codes; each item is decided on its own, as by Redeem."""
+    Reverse: _grpc.UnaryUnaryMultiCallable[_redemption_service_pb2.ReverseRequest, _redemption_service_pb2.ReverseResponse]
+    """Takes back what a code handed out, by the same store and within its time."""
 
 @_typing.type_check_only
 class RedemptionServiceAsyncStub(RedemptionServiceStub):
@@ -47,6 +51,10 @@ class RedemptionServiceAsyncStub(RedemptionServiceStub):
     """Says what Redeem would say now, and changes nothing."""
     Redeem: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.RedeemRequest, _redemption_service_pb2.RedeemResponse]  # type: ignore[assignment]
     """Redeems a code: checks it, takes the stock and marks it, in one step."""
+    RedeemBatch: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.RedeemBatchRequest, _redemption_service_pb2.RedeemBatchResponse]  # type: ignore[assignment]
+    """Redeems up to 256 codes; each item is decided on its own, as by Redeem."""
+    Reverse: _aio.UnaryUnaryMultiCallable[_redemption_service_pb2.ReverseRequest, _redemption_service_pb2.ReverseResponse]  # type: ignore[assignment]
+    """Takes back what a code handed out, by the same store and within its time."""
 
 class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Decides, once and for all, whether a scanned code may be handed over."""
@@ -66,5 +74,21 @@ class RedemptionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_redemption_service_pb2.RedeemResponse, _abc.Awaitable[_redemption_service_pb2.RedeemResponse]]:
         """Redeems a code: checks it, takes the stock and marks it, in one step."""
+
+    @_abc_1.abstractmethod
+    def RedeemBatch(
+        self,
+        request: _redemption_service_pb2.RedeemBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_redemption_service_pb2.RedeemBatchResponse, _abc.Awaitable[_redemption_service_pb2.RedeemBatchResponse]]:
+        """Redeems up to 256 codes; each item is decided on its own, as by Redeem."""
+
+    @_abc_1.abstractmethod
+    def Reverse(
+        self,
+        request: _redemption_service_pb2.ReverseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_redemption_service_pb2.ReverseResponse, _abc.Awaitable[_redemption_service_pb2.ReverseResponse]]:
+        """Takes back what a code handed out, by the same store and within its time."""
 
 def add_RedemptionServiceServicer_to_server(servicer: RedemptionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,35 +25,51 @@ _sym_db = _symbol_database.Default()
 from pickgate.v1 import types_pb2 as pickgate_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpickgate/v1/stock_service.proto\x12\x0bpickgate.v1\x1a\x17pickgate/v1/types.proto\"u\n\x0cStockFigures\x12\x0e\n\x06sku_id\x18\x01 \x01(\r\x12\x0f\n\x07on_hand\x18\x02 \x01(\x03\x12\x10\n\x08reserved\x18\x03 \x01(\x03\x12\x10\n\x08\x62\x61seline\x18\x04 \x01(\x03\x12\x11\n\tavailable\x18\x05 \x01(\x03\x12\r\n\x05short\x18\x06 \x01(\x03\"\x92\x02\n\x0cStockOutcome\x12*\n\x07verdict\x18\x01 \x01(\x0e\x32\x19.pickgate.v1.StockVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12*\n\x07\x66igures\x18\x06 \x01(\x0b\x32\x19.pickgate.v1.StockFigures\x12\x0e\n\x06sku_id\x18\x07 \x01(\r\x12\x10\n\x08store_id\x18\x08 \x01(\r\x12\x10\n\x08\x65vent_id\x18\t \x01(\t\x12\x10\n\x08replayed\x18\n \x01(\x08\"\x8a\x01\n\x13ReceiveStockRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08store_id\x18\x03 \x01(\r\x12\x0e\n\x06sku_id\x18\x04 \x01(\r\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x07 \x01(\t\"B\n\x14ReceiveStockResponse\x12*\n\x07outcome\x18\x01 \x01(\x0b\x32\x19.pickgate.v1.StockOutcome\"\xa5\x01\n\x12\x41\x64justStockRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08store_id\x18\x03 \x01(\r\x12\x0e\n\x06sku_id\x18\x04 \x01(\r\x12\x0c\n\x02\x62y\x18\x05 \x01(\x03H\x00\x12\x11\n\x07\x63ounted\x18\x06 \x01(\x03H\x00\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x08 \x01(\tB\x08\n\x06\x63hange\"A\n\x13\x41\x64justStockResponse\x12*\n\x07outcome\x18\x01 \x01(\x0b\x32\x19.pickgate.v1.StockOutcome\"\x9e\x01\n\x12SetBaselineRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08store_id\x18\x03 \x01(\r\x12\x0e\n\x06sku_id\x18\x04 \x01(\r\x12\x15\n\x08\x62\x61seline\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x07 \x01(\tB\x0b\n\t_baseline\"A\n\x13SetBaselineResponse\x12*\n\x07outcome\x18\x01 \x01(\x0b\x32\x19.pickgate.v1.StockOutcome\"F\n\x10ReadStockRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x10\n\x08store_id\x18\x02 \x01(\r\x12\x0f\n\x07sku_ids\x18\x03 \x03(\r\"?\n\x11ReadStockResponse\x12*\n\x07\x66igures\x18\x01 \x03(\x0b\x32\x19.pickgate.v1.StockFigures*\xe2\x01\n\x0cStockVerdict\x12\x1d\n\x19STOCK_VERDICT_UNSPECIFIED\x10\x00\x12\x1a\n\x16STOCK_VERDICT_RECEIVED\x10\x01\x12\x1a\n\x16STOCK_VERDICT_ADJUSTED\x10\x02\x12\x1c\n\x18STOCK_VERDICT_BELOW_ZERO\x10\x03\x12\x1d\n\x19STOCK_VERDICT_ABOVE_LIMIT\x10\x04\x12\x1d\n\x19STOCK_VERDICT_UNKNOWN_SKU\x10\x05\x12\x1f\n\x1bSTOCK_VERDICT_UNKNOWN_STORE\x10\x06\x32\xd3\x02\n\x0cStockService\x12S\n\x0cReceiveStock\x12 .pickgate.v1.ReceiveStockRequest\x1a!.pickgate.v1.ReceiveStockResponse\x12P\n\x0b\x41\x64justStock\x12\x1f.pickgate.v1.AdjustStockRequest\x1a .pickgate.v1.AdjustStockResponse\x12P\n\x0bSetBaseline\x12\x1f.pickgate.v1.SetBaselineRequest\x1a .pickgate.v1.SetBaselineResponse\x12J\n\tReadStock\x12\x1d.pickgate.v1.ReadStockRequest\x1a\x1e.pickgate.v1.ReadStockResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpickgate/v1/stock_service.proto\x12\x0bpickgate.v1\x1a\x17pickgate/v1/types.proto\"\x9b\x01\n\x0cStockFigures\x12\x0e\n\x06sku_id\x18\x01 \x01(\r\x12\x0f\n\x07on_hand\x18\x02 \x01(\x03\x12\x10\n\x08reserved\x18\x03 \x01(\x03\x12\x10\n\x08\x62\x61seline\x18\x04 \x01(\x03\x12\x11\n\tavailable\x18\x05 \x01(\x03\x12\r\n\x05short\x18\x06 \x01(\x03\x12$\n\x04tier\x18\x07 \x01(\x0e\x32\x16.pickgate.v1.StockTier\"\x92\x02\n\x0cStockOutcome\x12*\n\x07verdict\x18\x01 \x01(\x0e\x32\x19.pickgate.v1.StockVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12*\n\x07\x66igures\x18\x06 \x01(\x0b\x32\x19.pickgate.v1.StockFigures\x12\x0e\n\x06sku_id\x18\x07 \x01(\r\x12\x10\n\x08store_id\x18\x08 \x01(\r\x12\x10\n\x08\x65vent_id\x18\t \x01(\t\x12\x10\n\x08replayed\x18\n \x01(\x08\"\x8a\x01\n\x13ReceiveStockRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08store_id\x18\x03 \x01(\r\x12\x0e\n\x06sku_id\x18\x04 \x01(\r\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x07 \x01(\t\"B\n\x14ReceiveStockResponse\x12*\n\x07outcome\x18\x01 \x01(\x0b\x32\x19.pickgate.v1.StockOutcome\"\xa5\x01\n\x12\x41\x64justStockRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08store_id\x18\x03 \x01(\r\x12\x0e\n\x06sku_id\x18\x04 \x01(\r\x12\x0c\n\x02\x62y\x18\x05 \x01(\x03H\x00\x12\x11\n\x07\x63ounted\x18\x06 \x01(\x03H\x00\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x08 \x01(\tB\x08\n\x06\x63hange\"A\n\x13\x41\x64justStockResponse\x12*\n\x07outcome\x18\x01 \x01(\x0b\x32\x19.pickgate.v1.StockOutcome\"\x9e\x01\n\x12SetBaselineRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08store_id\x18\x03 \x01(\r\x12\x0e\n\x06sku_id\x18\x04 \x01(\r\x12\x15\n\x08\x62\x61seline\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x07 \x01(\tB\x0b\n\t_baseline\"A\n\x13SetBaselineResponse\x12*\n\x07outcome\x18\x01 \x01(\x0b\x32\x19.pickgate.v1.StockOutcome\"F\n\x10ReadStockRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x10\n\x08store_id\x18\x02 \x01(\r\x12\x0f\n\x07sku_ids\x18\x03 \x03(\r\"?\n\x11ReadStockResponse\x12*\n\x07\x66igures\x18\x01 \x03(\x0b\x32\x19.pickgate.v1.StockFigures\"\x95\x01\n\x14TransferStockRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rfrom_store_id\x18\x03 \x01(\r\x12\x13\n\x0bto_store_id\x18\x04 \x01(\r\x12\x0e\n\x06sku_id\x18\x05 \x01(\r\x12\r\n\x05\x63ount\x18\x06 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x07 \x01(\t\"\x9e\x02\n\x15TransferStockResponse\x12-\n\x07verdict\x18\x01 \x01(\x0e\x32\x1c.pickgate.v1.TransferVerdict\x12\x12\n\nmessage_zh\x18\x02 \x01(\t\x12\x12\n\nmessage_en\x18\x03 \x01(\t\x12(\n\tnext_step\x18\x04 \x01(\x0e\x32\x15.pickgate.v1.NextStep\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12*\n\x07\x66igures\x18\x06 \x01(\x0b\x32\x19.pickgate.v1.StockFigures\x12\x0e\n\x06sku_id\x18\x07 \x01(\r\x12\x10\n\x08store_id\x18\x08 \x01(\r\x12\x10\n\x08\x65vent_id\x18\t \x01(\t\x12\x10\n\x08replayed\x18\n \x01(\x08\"\\\n\x11WatchStockRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x11\n\tstore_ids\x18\x02 \x03(\r\x12\x0f\n\x07sku_ids\x18\x03 \x03(\r\x12\x12\n\ntiers_only\x18\x04 \x01(\x08\"\xa5\x01\n\x12WatchStockResponse\x12(\n\x05level\x18\x01 \x01(\x0b\x32\x17.pickgate.v1.StockLevelH\x00\x12.\n\x0blevels_told\x18\x02 \x01(\x0b\x32\x17.pickgate.v1.LevelsToldH\x00\x12-\n\x08\x63rossing\x18\x03 \x01(\x0b\x32\x19.pickgate.v1.TierCrossingH\x00\x42\x06\n\x04news\"J\n\nStockLevel\x12\x10\n\x08store_id\x18\x01 \x01(\r\x12*\n\x07\x66igures\x18\x02 \x01(\x0b\x32\x19.pickgate.v1.StockFigures\"\x1b\n\nLevelsTold\x12\r\n\x05\x63ount\x18\x01 \x01(\r\"\xa0\x02\n\x0cTierCrossing\x12\x12\n\nmessage_zh\x18\x01 \x01(\t\x12\x12\n\nmessage_en\x18\x02 \x01(\t\x12\x10\n\x08store_id\x18\x03 \x01(\r\x12+\n\x0btier_before\x18\x04 \x01(\x0e\x32\x16.pickgate.v1.StockTier\x12*\n\x07\x66igures\x18\x05 \x01(\x0b\x32\x19.pickgate.v1.StockFigures\x12\r\n\x05\x61t_ms\x18\x06 \x01(\x03\x12\x10\n\x08\x65vent_id\x18\x07 \x01(\t\x12\r\n\x05\x61lert\x18\x08 \x01(\x08\x12\x17\n\x0freplenish_count\x18\t \x01(\x03\x12\x18\n\x10\x66\x61\x63tory_store_id\x18\n \x01(\r\x12\x1a\n\x12\x66\x61\x63tory_store_name\x18\x0b \x01(\t*\xfc\x01\n\x0cStockVerdict\x12\x1d\n\x19STOCK_VERDICT_UNSPECIFIED\x10\x00\x12\x1a\n\x16STOCK_VERDICT_RECEIVED\x10\x01\x12\x1a\n\x16STOCK_VERDICT_ADJUSTED\x10\x02\x12\x1c\n\x18STOCK_VERDICT_BELOW_ZERO\x10\x03\x12\x1d\n\x19STOCK_VERDICT_ABOVE_LIMIT\x10\x04\x12\x1d\n\x19STOCK_VERDICT_UNKNOWN_SKU\x10\x05\x12\x1f\n\x1bSTOCK_VERDICT_UNKNOWN_STORE\x10\x06\x12\x18\n\x14STOCK_VERDICT_BUNDLE\x10\x07*\xbd\x01\n\x0fTransferVerdict\x12 \n\x1cTRANSFER_VERDICT_UNSPECIFIED\x10\x00\x12 \n\x1cTRANSFER_VERDICT_TRANSFERRED\x10\x01\x12 \n\x1cTRANSFER_VERDICT_STOCK_SHORT\x10\x02\x12 \n\x1cTRANSFER_VERDICT_UNKNOWN_SKU\x10\x03\x12\"\n\x1eTRANSFER_VERDICT_UNKNOWN_STORE\x10\x04\x32\xfc\x03\n\x0cStockService\x12S\n\x0cReceiveStock\x12 .pickgate.v1.ReceiveStockRequest\x1a!.pickgate.v1.ReceiveStockResponse\x12P\n\x0b\x41\x64justStock\x12\x1f.pickgate.v1.AdjustStockRequest\x1a .pickgate.v1.AdjustStockResponse\x12P\n\x0bSetBaseline\x12\x1f.pickgate.v1.SetBaselineRequest\x1a .pickgate.v1.SetBaselineResponse\x12J\n\tReadStock\x12\x1d.pickgate.v1.ReadStockRequest\x1a\x1e.pickgate.v1.ReadStockResponse\x12V\n\rTransferStock\x12!.pickgate.v1.TransferStockRequest\x1a\".pickgate.v1.TransferStockResponse\x12O\n\nWatchStock\x12\x1e.pickgate.v1.WatchStockRequest\x1a\x1f.pickgate.v1.WatchStockResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pickgate.v1.stock_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STOCKVERDICT']._serialized_start=1279
-  _globals['_STOCKVERDICT']._serialized_end=1505
-  _globals['_STOCKFIGURES']._serialized_start=73
-  _globals['_STOCKFIGURES']._serialized_end=190
-  _globals['_STOCKOUTCOME']._serialized_start=193
-  _globals['_STOCKOUTCOME']._serialized_end=467
-  _globals['_RECEIVESTOCKREQUEST']._serialized_start=470
-  _globals['_RECEIVESTOCKREQUEST']._serialized_end=608
-  _globals['_RECEIVESTOCKRESPONSE']._serialized_start=610
-  _globals['_RECEIVESTOCKRESPONSE']._serialized_end=676
-  _globals['_ADJUSTSTOCKREQUEST']._serialized_start=679
-  _globals['_ADJUSTSTOCKREQUEST']._serialized_end=844
-  _globals['_ADJUSTSTOCKRESPONSE']._serialized_start=846
-  _globals['_ADJUSTSTOCKRESPONSE']._serialized_end=911
-  _globals['_SETBASELINEREQUEST']._serialized_start=914
-  _globals['_SETBASELINEREQUEST']._serialized_end=1072
-  _globals['_SETBASELINERESPONSE']._serialized_start=1074
-  _globals['_SETBASELINERESPONSE']._serialized_end=1139
-  _globals['_READSTOCKREQUEST']._serialized_start=1141
-  _globals['_READSTOCKREQUEST']._serialized_end=1211
-  _globals['_READSTOCKRESPONSE']._serialized_start=1213
-  _globals['_READSTOCKRESPONSE']._serialized_end=1276
-  _globals['_STOCKSERVICE']._serialized_start=1508
-  _globals['_STOCKSERVICE']._serialized_end=1847
+  _globals['_STOCKVERDICT']._serialized_start=2417
+  _globals['_STOCKVERDICT']._serialized_end=2669
+  _globals['_TRANSFERVERDICT']._serialized_start=2672
+  _globals['_TRANSFERVERDICT']._serialized_end=2861
+  _globals['_STOCKFIGURES']._serialized_start=74
+  _globals['_STOCKFIGURES']._serialized_end=229
+  _globals['_STOCKOUTCOME']._serialized_start=232
+  _globals['_STOCKOUTCOME']._serialized_end=506
+  _globals['_RECEIVESTOCKREQUEST']._serialized_start=509
+  _globals['_RECEIVESTOCKREQUEST']._serialized_end=647
+  _globals['_RECEIVESTOCKRESPONSE']._serialized_start=649
+  _globals['_RECEIVESTOCKRESPONSE']._serialized_end=715
+  _globals['_ADJUSTSTOCKREQUEST']._serialized_start=718
+  _globals['_ADJUSTSTOCKREQUEST']._serialized_end=883
+  _globals['_ADJUSTSTOCKRESPONSE']._serialized_start=885
+  _globals['_ADJUSTSTOCKRESPONSE']._serialized_end=950
+  _globals['_SETBASELINEREQUEST']._serialized_start=953
+  _globals['_SETBASELINEREQUEST']._serialized_end=1111
+  _globals['_SETBASELINERESPONSE']._serialized_start=1113
+  _globals['_SETBASELINERESPONSE']._serialized_end=1178
+  _globals['_READSTOCKREQUEST']._serialized_start=1180
+  _globals['_READSTOCKREQUEST']._serialized_end=1250
+  _globals['_READSTOCKRESPONSE']._serialized_start=1252
+  _globals['_READSTOCKRESPONSE']._serialized_end=1315
+  _globals['_TRANSFERSTOCKREQUEST']._serialized_start=1318
+  _globals['_TRANSFERSTOCKREQUEST']._serialized_end=1467
+  _globals['_TRANSFERSTOCKRESPONSE']._serialized_start=1470
+  _globals['_TRANSFERSTOCKRESPONSE']._serialized_end=1756
+  _globals['_WATCHSTOCKREQUEST']._serialized_start=1758
+  _globals['_WATCHSTOCKREQUEST']._serialized_end=1850
+  _globals['_WATCHSTOCKRESPONSE']._serialized_start=1853
+  _globals['_WATCHSTOCKRESPONSE']._serialized_end=2018
+  _globals['_STOCKLEVEL']._serialized_start=2020
+  _globals['_STOCKLEVEL']._serialized_end=2094
+  _globals['_LEVELSTOLD']._serialized_start=2096
+  _globals['_LEVELSTOLD']._serialized_end=2123
+  _globals['_TIERCROSSING']._serialized_start=2126
+  _globals['_TIERCROSSING']._serialized_end=2414
+  _globals['_STOCKSERVICE']._serialized_start=2864
+  _globals['_STOCKSERVICE']._serialized_end=3372
 # @@protoc_insertion_point(module_scope)

@@ -35,6 +35,8 @@ class _StockVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StockVer
     """The figure would pass 2,147,483,647."""
     STOCK_VERDICT_UNKNOWN_SKU: _StockVerdict.ValueType  # 5
     STOCK_VERDICT_UNKNOWN_STORE: _StockVerdict.ValueType  # 6
+    STOCK_VERDICT_BUNDLE: _StockVerdict.ValueType  # 7
+    """`sku_id` is a bundle: its parts have stock."""
 
 class StockVerdict(_StockVerdict, metaclass=_StockVerdictEnumTypeWrapper):
     """Answers of ReceiveStock, AdjustStock and SetBaseline."""
@@ -48,7 +50,37 @@ STOCK_VERDICT_ABOVE_LIMIT: StockVerdict.ValueType  # 4
 """The figure would pass 2,147,483,647."""
 STOCK_VERDICT_UNKNOWN_SKU: StockVerdict.ValueType  # 5
 STOCK_VERDICT_UNKNOWN_STORE: StockVerdict.ValueType  # 6
+STOCK_VERDICT_BUNDLE: StockVerdict.ValueType  # 7
+"""`sku_id` is a bundle: its parts have stock."""
 Global___StockVerdict: _TypeAlias = StockVerdict  # noqa: Y015
+
+class _TransferVerdict:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TransferVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TransferVerdict.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRANSFER_VERDICT_UNSPECIFIED: _TransferVerdict.ValueType  # 0
+    TRANSFER_VERDICT_TRANSFERRED: _TransferVerdict.ValueType  # 1
+    TRANSFER_VERDICT_STOCK_SHORT: _TransferVerdict.ValueType  # 2
+    """Not that many units are free to go."""
+    TRANSFER_VERDICT_UNKNOWN_SKU: _TransferVerdict.ValueType  # 3
+    """Not in the catalogue, or a bundle."""
+    TRANSFER_VERDICT_UNKNOWN_STORE: _TransferVerdict.ValueType  # 4
+    """`store_id` says which of both."""
+
+class TransferVerdict(_TransferVerdict, metaclass=_TransferVerdictEnumTypeWrapper):
+    """Answers of TransferStock."""
+
+TRANSFER_VERDICT_UNSPECIFIED: TransferVerdict.ValueType  # 0
+TRANSFER_VERDICT_TRANSFERRED: TransferVerdict.ValueType  # 1
+TRANSFER_VERDICT_STOCK_SHORT: TransferVerdict.ValueType  # 2
+"""Not that many units are free to go."""
+TRANSFER_VERDICT_UNKNOWN_SKU: TransferVerdict.ValueType  # 3
+"""Not in the catalogue, or a bundle."""
+TRANSFER_VERDICT_UNKNOWN_STORE: TransferVerdict.ValueType  # 4
+"""`store_id` says which of both."""
+Global___TransferVerdict: _TypeAlias = TransferVerdict  # noqa: Y015
 
 @_typing.final
 class StockFigures(_message.Message):
@@ -62,6 +94,7 @@ class StockFigures(_message.Message):
     BASELINE_FIELD_NUMBER: _builtins.int
     AVAILABLE_FIELD_NUMBER: _builtins.int
     SHORT_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
     sku_id: _builtins.int
     on_hand: _builtins.int
     """Units that are there."""
@@ -72,9 +105,8 @@ class StockFigures(_message.Message):
     available: _builtins.int
     """max(0, on_hand - reserved): what can still be promised."""
     short: _builtins.int
-    """max(0, reserved - on_hand): promised but not there.
-    7 is kept for the tier.
-    """
+    """max(0, reserved - on_hand): promised but not there."""
+    tier: _types_pb2.StockTier.ValueType
     def __init__(
         self,
         *,
@@ -84,10 +116,11 @@ class StockFigures(_message.Message):
         baseline: _builtins.int = ...,
         available: _builtins.int = ...,
         short: _builtins.int = ...,
+        tier: _types_pb2.StockTier.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "baseline", b"baseline", "on_hand", b"on_hand", "reserved", b"reserved", "short", b"short", "sku_id", b"sku_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "baseline", b"baseline", "on_hand", b"on_hand", "reserved", b"reserved", "short", b"short", "sku_id", b"sku_id", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -384,3 +417,269 @@ class ReadStockResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadStockResponse: _TypeAlias = ReadStockResponse  # noqa: Y015
+
+@_typing.final
+class TransferStockRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MALL_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FROM_STORE_ID_FIELD_NUMBER: _builtins.int
+    TO_STORE_ID_FIELD_NUMBER: _builtins.int
+    SKU_ID_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    mall_id: _builtins.int
+    request_id: _builtins.str
+    from_store_id: _builtins.int
+    to_store_id: _builtins.int
+    """Another one."""
+    sku_id: _builtins.int
+    count: _builtins.int
+    """Units that move, 1 .. 2,147,483,647."""
+    actor: _builtins.str
+    """Who caused it, for the record; at most 64 characters."""
+    def __init__(
+        self,
+        *,
+        mall_id: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        from_store_id: _builtins.int = ...,
+        to_store_id: _builtins.int = ...,
+        sku_id: _builtins.int = ...,
+        count: _builtins.int = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "count", b"count", "from_store_id", b"from_store_id", "mall_id", b"mall_id", "request_id", b"request_id", "sku_id", b"sku_id", "to_store_id", b"to_store_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferStockRequest: _TypeAlias = TransferStockRequest  # noqa: Y015
+
+@_typing.final
+class TransferStockResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERDICT_FIELD_NUMBER: _builtins.int
+    MESSAGE_ZH_FIELD_NUMBER: _builtins.int
+    MESSAGE_EN_FIELD_NUMBER: _builtins.int
+    NEXT_STEP_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
+    SKU_ID_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    verdict: Global___TransferVerdict.ValueType
+    message_zh: _builtins.str
+    """The sentence for people, in Chinese and in English."""
+    message_en: _builtins.str
+    next_step: _types_pb2.NextStep.ValueType
+    request_id: _builtins.str
+    sku_id: _builtins.int
+    store_id: _builtins.int
+    """The store that a refusal is about."""
+    event_id: _builtins.str
+    """Event of the departure; empty if nothing changed."""
+    replayed: _builtins.bool
+    """True when this is the remembered answer of an earlier call with the same request_id."""
+    @_builtins.property
+    def figures(self) -> Global___StockFigures:
+        """Of the store that the units left, after that; unchanged with STOCK_SHORT, else not set with a refusal."""
+
+    def __init__(
+        self,
+        *,
+        verdict: Global___TransferVerdict.ValueType = ...,
+        message_zh: _builtins.str = ...,
+        message_en: _builtins.str = ...,
+        next_step: _types_pb2.NextStep.ValueType = ...,
+        request_id: _builtins.str = ...,
+        figures: Global___StockFigures | None = ...,
+        sku_id: _builtins.int = ...,
+        store_id: _builtins.int = ...,
+        event_id: _builtins.str = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "figures", b"figures", "message_en", b"message_en", "message_zh", b"message_zh", "next_step", b"next_step", "replayed", b"replayed", "request_id", b"request_id", "sku_id", b"sku_id", "store_id", b"store_id", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferStockResponse: _TypeAlias = TransferStockResponse  # noqa: Y015
+
+@_typing.final
+class WatchStockRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MALL_ID_FIELD_NUMBER: _builtins.int
+    STORE_IDS_FIELD_NUMBER: _builtins.int
+    SKU_IDS_FIELD_NUMBER: _builtins.int
+    TIERS_ONLY_FIELD_NUMBER: _builtins.int
+    mall_id: _builtins.int
+    tiers_only: _builtins.bool
+    """Tell no levels, but for those at the beginning."""
+    @_builtins.property
+    def store_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """At most 1,000; none = all that serve the mall now."""
+
+    @_builtins.property
+    def sku_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """At most 1,000; none = all."""
+
+    def __init__(
+        self,
+        *,
+        mall_id: _builtins.int = ...,
+        store_ids: _abc.Iterable[_builtins.int] | None = ...,
+        sku_ids: _abc.Iterable[_builtins.int] | None = ...,
+        tiers_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mall_id", b"mall_id", "sku_ids", b"sku_ids", "store_ids", b"store_ids", "tiers_only", b"tiers_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchStockRequest: _TypeAlias = WatchStockRequest  # noqa: Y015
+
+@_typing.final
+class WatchStockResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    LEVELS_TOLD_FIELD_NUMBER: _builtins.int
+    CROSSING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def level(self) -> Global___StockLevel:
+        """As it is now."""
+
+    @_builtins.property
+    def levels_told(self) -> Global___LevelsTold:
+        """The levels of the beginning are told; what follows is news."""
+
+    @_builtins.property
+    def crossing(self) -> Global___TierCrossing: ...
+    def __init__(
+        self,
+        *,
+        level: Global___StockLevel | None = ...,
+        levels_told: Global___LevelsTold | None = ...,
+        crossing: Global___TierCrossing | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["crossing", b"crossing", "level", b"level", "levels_told", b"levels_told", "news", b"news"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crossing", b"crossing", "level", b"level", "levels_told", b"levels_told", "news", b"news"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_news: _TypeAlias = _typing.Literal["level", "levels_told", "crossing"]  # noqa: Y015
+    _WhichOneofArgType_news: _TypeAlias = _typing.Literal["news", b"news"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_news) -> _WhichOneofReturnType_news | None: ...
+
+Global___WatchStockResponse: _TypeAlias = WatchStockResponse  # noqa: Y015
+
+@_typing.final
+class StockLevel(_message.Message):
+    """The figures of one SKU at one store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
+    store_id: _builtins.int
+    @_builtins.property
+    def figures(self) -> Global___StockFigures: ...
+    def __init__(
+        self,
+        *,
+        store_id: _builtins.int = ...,
+        figures: Global___StockFigures | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "store_id", b"store_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StockLevel: _TypeAlias = StockLevel  # noqa: Y015
+
+@_typing.final
+class LevelsTold(_message.Message):
+    """How many levels were told at the beginning."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LevelsTold: _TypeAlias = LevelsTold  # noqa: Y015
+
+@_typing.final
+class TierCrossing(_message.Message):
+    """A SKU's stock at a store crossed into another tier, up or down: told once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_ZH_FIELD_NUMBER: _builtins.int
+    MESSAGE_EN_FIELD_NUMBER: _builtins.int
+    STORE_ID_FIELD_NUMBER: _builtins.int
+    TIER_BEFORE_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
+    AT_MS_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    ALERT_FIELD_NUMBER: _builtins.int
+    REPLENISH_COUNT_FIELD_NUMBER: _builtins.int
+    FACTORY_STORE_ID_FIELD_NUMBER: _builtins.int
+    FACTORY_STORE_NAME_FIELD_NUMBER: _builtins.int
+    message_zh: _builtins.str
+    """What it means and what to do, in Chinese and in English."""
+    message_en: _builtins.str
+    store_id: _builtins.int
+    tier_before: _types_pb2.StockTier.ValueType
+    at_ms: _builtins.int
+    event_id: _builtins.str
+    alert: _builtins.bool
+    """Somebody should act: it crossed down into RED or below."""
+    replenish_count: _builtins.int
+    """With an alert: the units that are missing up to the baseline."""
+    factory_store_id: _builtins.int
+    """Crossed down into EMERGENCY: the region's factory store, which is asked for a transfer; 0 if the region has none."""
+    factory_store_name: _builtins.str
+    @_builtins.property
+    def figures(self) -> Global___StockFigures:
+        """As they were right after it, with the tier it crossed into."""
+
+    def __init__(
+        self,
+        *,
+        message_zh: _builtins.str = ...,
+        message_en: _builtins.str = ...,
+        store_id: _builtins.int = ...,
+        tier_before: _types_pb2.StockTier.ValueType = ...,
+        figures: Global___StockFigures | None = ...,
+        at_ms: _builtins.int = ...,
+        event_id: _builtins.str = ...,
+        alert: _builtins.bool = ...,
+        replenish_count: _builtins.int = ...,
+        factory_store_id: _builtins.int = ...,
+        factory_store_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "at_ms", b"at_ms", "event_id", b"event_id", "factory_store_id", b"factory_store_id", "factory_store_name", b"factory_store_name", "figures", b"figures", "message_en", b"message_en", "message_zh", b"message_zh", "replenish_count", b"replenish_count", "store_id", b"store_id", "tier_before", b"tier_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TierCrossing: _TypeAlias = TierCrossing  # noqa: Y015

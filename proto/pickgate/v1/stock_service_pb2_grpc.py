@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class StockServiceStub:
-    """Books and reads stock per mall, store and SKU, in units.
+    """Books, moves, reads and watches stock per mall, store and SKU, in units.
     """
 
     def __init__(self, channel):
@@ -55,10 +55,20 @@ class StockServiceStub:
                 request_serializer=pickgate_dot_v1_dot_stock__service__pb2.ReadStockRequest.SerializeToString,
                 response_deserializer=pickgate_dot_v1_dot_stock__service__pb2.ReadStockResponse.FromString,
                 _registered_method=True)
+        self.TransferStock = channel.unary_unary(
+                '/pickgate.v1.StockService/TransferStock',
+                request_serializer=pickgate_dot_v1_dot_stock__service__pb2.TransferStockRequest.SerializeToString,
+                response_deserializer=pickgate_dot_v1_dot_stock__service__pb2.TransferStockResponse.FromString,
+                _registered_method=True)
+        self.WatchStock = channel.unary_stream(
+                '/pickgate.v1.StockService/WatchStock',
+                request_serializer=pickgate_dot_v1_dot_stock__service__pb2.WatchStockRequest.SerializeToString,
+                response_deserializer=pickgate_dot_v1_dot_stock__service__pb2.WatchStockResponse.FromString,
+                _registered_method=True)
 
 
 class StockServiceServicer:
-    """Books and reads stock per mall, store and SKU, in units.
+    """Books, moves, reads and watches stock per mall, store and SKU, in units.
     """
 
     def ReceiveStock(self, request, context):
@@ -89,6 +99,24 @@ class StockServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TransferStock(self, request, context):
+        """Moves units that nobody has reserved from one store to another. Cut off on the way they are in transit, and arrive later.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchStock(self, request, context):
+        """Tells the levels asked for, then every crossing of a tier and every level that changes, until the caller ends it.
+
+        Levels are the latest: of several changes in quick succession only the last one is told. Crossings are told one by one; one
+        that happened while the stream began may already be in the level told before it. Who reads too slowly to be told every
+        crossing is cut off with status RESOURCE_EXHAUSTED, and begins anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StockServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +140,16 @@ def add_StockServiceServicer_to_server(servicer, server):
                     request_deserializer=pickgate_dot_v1_dot_stock__service__pb2.ReadStockRequest.FromString,
                     response_serializer=pickgate_dot_v1_dot_stock__service__pb2.ReadStockResponse.SerializeToString,
             ),
+            'TransferStock': grpc.unary_unary_rpc_method_handler(
+                    servicer.TransferStock,
+                    request_deserializer=pickgate_dot_v1_dot_stock__service__pb2.TransferStockRequest.FromString,
+                    response_serializer=pickgate_dot_v1_dot_stock__service__pb2.TransferStockResponse.SerializeToString,
+            ),
+            'WatchStock': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchStock,
+                    request_deserializer=pickgate_dot_v1_dot_stock__service__pb2.WatchStockRequest.FromString,
+                    response_serializer=pickgate_dot_v1_dot_stock__service__pb2.WatchStockResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'pickgate.v1.StockService', rpc_method_handlers)
@@ -121,7 +159,7 @@ def add_StockServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class StockService:
-    """Books and reads stock per mall, store and SKU, in units.
+    """Books, moves, reads and watches stock per mall, store and SKU, in units.
     """
 
     @staticmethod
@@ -222,6 +260,60 @@ class StockService:
             '/pickgate.v1.StockService/ReadStock',
             pickgate_dot_v1_dot_stock__service__pb2.ReadStockRequest.SerializeToString,
             pickgate_dot_v1_dot_stock__service__pb2.ReadStockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TransferStock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pickgate.v1.StockService/TransferStock',
+            pickgate_dot_v1_dot_stock__service__pb2.TransferStockRequest.SerializeToString,
+            pickgate_dot_v1_dot_stock__service__pb2.TransferStockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchStock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/pickgate.v1.StockService/WatchStock',
+            pickgate_dot_v1_dot_stock__service__pb2.WatchStockRequest.SerializeToString,
+            pickgate_dot_v1_dot_stock__service__pb2.WatchStockResponse.FromString,
             options,
             channel_credentials,
             insecure,

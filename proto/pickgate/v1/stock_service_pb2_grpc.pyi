@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class StockServiceStub:
-    """Books and reads stock per mall, store and SKU, in units."""
+    """Books, moves, reads and watches stock per mall, store and SKU, in units."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -41,10 +41,19 @@ class StockServiceStub:
     """Sets the baseline that stock tiers are measured against."""
     ReadStock: _grpc.UnaryUnaryMultiCallable[_stock_service_pb2.ReadStockRequest, _stock_service_pb2.ReadStockResponse]
     """Reads the figures of one store for one mall; status NOT_FOUND if the store does not serve the mall."""
+    TransferStock: _grpc.UnaryUnaryMultiCallable[_stock_service_pb2.TransferStockRequest, _stock_service_pb2.TransferStockResponse]
+    """Moves units that nobody has reserved from one store to another. Cut off on the way they are in transit, and arrive later."""
+    WatchStock: _grpc.UnaryStreamMultiCallable[_stock_service_pb2.WatchStockRequest, _stock_service_pb2.WatchStockResponse]
+    """Tells the levels asked for, then every crossing of a tier and every level that changes, until the caller ends it.
+
+    Levels are the latest: of several changes in quick succession only the last one is told. Crossings are told one by one; one
+    that happened while the stream began may already be in the level told before it. Who reads too slowly to be told every
+    crossing is cut off with status RESOURCE_EXHAUSTED, and begins anew.
+    """
 
 @_typing.type_check_only
 class StockServiceAsyncStub(StockServiceStub):
-    """Books and reads stock per mall, store and SKU, in units."""
+    """Books, moves, reads and watches stock per mall, store and SKU, in units."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ReceiveStock: _aio.UnaryUnaryMultiCallable[_stock_service_pb2.ReceiveStockRequest, _stock_service_pb2.ReceiveStockResponse]  # type: ignore[assignment]
@@ -55,9 +64,18 @@ class StockServiceAsyncStub(StockServiceStub):
     """Sets the baseline that stock tiers are measured against."""
     ReadStock: _aio.UnaryUnaryMultiCallable[_stock_service_pb2.ReadStockRequest, _stock_service_pb2.ReadStockResponse]  # type: ignore[assignment]
     """Reads the figures of one store for one mall; status NOT_FOUND if the store does not serve the mall."""
+    TransferStock: _aio.UnaryUnaryMultiCallable[_stock_service_pb2.TransferStockRequest, _stock_service_pb2.TransferStockResponse]  # type: ignore[assignment]
+    """Moves units that nobody has reserved from one store to another. Cut off on the way they are in transit, and arrive later."""
+    WatchStock: _aio.UnaryStreamMultiCallable[_stock_service_pb2.WatchStockRequest, _stock_service_pb2.WatchStockResponse]  # type: ignore[assignment]
+    """Tells the levels asked for, then every crossing of a tier and every level that changes, until the caller ends it.
+
+    Levels are the latest: of several changes in quick succession only the last one is told. Crossings are told one by one; one
+    that happened while the stream began may already be in the level told before it. Who reads too slowly to be told every
+    crossing is cut off with status RESOURCE_EXHAUSTED, and begins anew.
+    """
 
 class StockServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Books and reads stock per mall, store and SKU, in units."""
+    """Books, moves, reads and watches stock per mall, store and SKU, in units."""
 
     @_abc_1.abstractmethod
     def ReceiveStock(
@@ -90,5 +108,26 @@ class StockServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_stock_service_pb2.ReadStockResponse, _abc.Awaitable[_stock_service_pb2.ReadStockResponse]]:
         """Reads the figures of one store for one mall; status NOT_FOUND if the store does not serve the mall."""
+
+    @_abc_1.abstractmethod
+    def TransferStock(
+        self,
+        request: _stock_service_pb2.TransferStockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_stock_service_pb2.TransferStockResponse, _abc.Awaitable[_stock_service_pb2.TransferStockResponse]]:
+        """Moves units that nobody has reserved from one store to another. Cut off on the way they are in transit, and arrive later."""
+
+    @_abc_1.abstractmethod
+    def WatchStock(
+        self,
+        request: _stock_service_pb2.WatchStockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_stock_service_pb2.WatchStockResponse], _abc.AsyncIterator[_stock_service_pb2.WatchStockResponse]]:
+        """Tells the levels asked for, then every crossing of a tier and every level that changes, until the caller ends it.
+
+        Levels are the latest: of several changes in quick succession only the last one is told. Crossings are told one by one; one
+        that happened while the stream began may already be in the level told before it. Who reads too slowly to be told every
+        crossing is cut off with status RESOURCE_EXHAUSTED, and begins anew.
+        """
 
 def add_StockServiceServicer_to_server(servicer: StockServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class StoreServiceStub:
-    """Registers and reads malls, stores and catalogues. A put replaces whole entries by id; nothing else is touched. It is in force
+    """Registers and reads malls, stores, catalogues, policies and providers, and finds the nearest stores. A put replaces whole entries by id; nothing else is touched. It is in force
     in every process after at most five seconds.
     """
 
@@ -71,10 +71,35 @@ class StoreServiceStub:
                 request_serializer=pickgate_dot_v1_dot_store__service__pb2.ListCatalogueRequest.SerializeToString,
                 response_deserializer=pickgate_dot_v1_dot_store__service__pb2.ListCatalogueResponse.FromString,
                 _registered_method=True)
+        self.PutPolicies = channel.unary_unary(
+                '/pickgate.v1.StoreService/PutPolicies',
+                request_serializer=pickgate_dot_v1_dot_store__service__pb2.PutPoliciesRequest.SerializeToString,
+                response_deserializer=pickgate_dot_v1_dot_store__service__pb2.PutPoliciesResponse.FromString,
+                _registered_method=True)
+        self.ListPolicies = channel.unary_unary(
+                '/pickgate.v1.StoreService/ListPolicies',
+                request_serializer=pickgate_dot_v1_dot_store__service__pb2.ListPoliciesRequest.SerializeToString,
+                response_deserializer=pickgate_dot_v1_dot_store__service__pb2.ListPoliciesResponse.FromString,
+                _registered_method=True)
+        self.PutProviders = channel.unary_unary(
+                '/pickgate.v1.StoreService/PutProviders',
+                request_serializer=pickgate_dot_v1_dot_store__service__pb2.PutProvidersRequest.SerializeToString,
+                response_deserializer=pickgate_dot_v1_dot_store__service__pb2.PutProvidersResponse.FromString,
+                _registered_method=True)
+        self.ListProviders = channel.unary_unary(
+                '/pickgate.v1.StoreService/ListProviders',
+                request_serializer=pickgate_dot_v1_dot_store__service__pb2.ListProvidersRequest.SerializeToString,
+                response_deserializer=pickgate_dot_v1_dot_store__service__pb2.ListProvidersResponse.FromString,
+                _registered_method=True)
+        self.NearestStores = channel.unary_unary(
+                '/pickgate.v1.StoreService/NearestStores',
+                request_serializer=pickgate_dot_v1_dot_store__service__pb2.NearestStoresRequest.SerializeToString,
+                response_deserializer=pickgate_dot_v1_dot_store__service__pb2.NearestStoresResponse.FromString,
+                _registered_method=True)
 
 
 class StoreServiceServicer:
-    """Registers and reads malls, stores and catalogues. A put replaces whole entries by id; nothing else is touched. It is in force
+    """Registers and reads malls, stores, catalogues, policies and providers, and finds the nearest stores. A put replaces whole entries by id; nothing else is touched. It is in force
     in every process after at most five seconds.
     """
 
@@ -121,6 +146,39 @@ class StoreServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutPolicies(self, request, context):
+        """Puts policies whole: what a policy ruled before and does not now is inherited again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPolicies(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutProviders(self, request, context):
+        """Puts providers of proof tokens whole: a key that is left out no longer counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListProviders(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def NearestStores(self, request, context):
+        """Finds the nearest stores to a point that can serve an order: the mall's "pick a store".
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StoreServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -159,6 +217,31 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     request_deserializer=pickgate_dot_v1_dot_store__service__pb2.ListCatalogueRequest.FromString,
                     response_serializer=pickgate_dot_v1_dot_store__service__pb2.ListCatalogueResponse.SerializeToString,
             ),
+            'PutPolicies': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutPolicies,
+                    request_deserializer=pickgate_dot_v1_dot_store__service__pb2.PutPoliciesRequest.FromString,
+                    response_serializer=pickgate_dot_v1_dot_store__service__pb2.PutPoliciesResponse.SerializeToString,
+            ),
+            'ListPolicies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPolicies,
+                    request_deserializer=pickgate_dot_v1_dot_store__service__pb2.ListPoliciesRequest.FromString,
+                    response_serializer=pickgate_dot_v1_dot_store__service__pb2.ListPoliciesResponse.SerializeToString,
+            ),
+            'PutProviders': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutProviders,
+                    request_deserializer=pickgate_dot_v1_dot_store__service__pb2.PutProvidersRequest.FromString,
+                    response_serializer=pickgate_dot_v1_dot_store__service__pb2.PutProvidersResponse.SerializeToString,
+            ),
+            'ListProviders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProviders,
+                    request_deserializer=pickgate_dot_v1_dot_store__service__pb2.ListProvidersRequest.FromString,
+                    response_serializer=pickgate_dot_v1_dot_store__service__pb2.ListProvidersResponse.SerializeToString,
+            ),
+            'NearestStores': grpc.unary_unary_rpc_method_handler(
+                    servicer.NearestStores,
+                    request_deserializer=pickgate_dot_v1_dot_store__service__pb2.NearestStoresRequest.FromString,
+                    response_serializer=pickgate_dot_v1_dot_store__service__pb2.NearestStoresResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'pickgate.v1.StoreService', rpc_method_handlers)
@@ -168,7 +251,7 @@ def add_StoreServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class StoreService:
-    """Registers and reads malls, stores and catalogues. A put replaces whole entries by id; nothing else is touched. It is in force
+    """Registers and reads malls, stores, catalogues, policies and providers, and finds the nearest stores. A put replaces whole entries by id; nothing else is touched. It is in force
     in every process after at most five seconds.
     """
 
@@ -351,6 +434,141 @@ class StoreService:
             '/pickgate.v1.StoreService/ListCatalogue',
             pickgate_dot_v1_dot_store__service__pb2.ListCatalogueRequest.SerializeToString,
             pickgate_dot_v1_dot_store__service__pb2.ListCatalogueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutPolicies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pickgate.v1.StoreService/PutPolicies',
+            pickgate_dot_v1_dot_store__service__pb2.PutPoliciesRequest.SerializeToString,
+            pickgate_dot_v1_dot_store__service__pb2.PutPoliciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPolicies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pickgate.v1.StoreService/ListPolicies',
+            pickgate_dot_v1_dot_store__service__pb2.ListPoliciesRequest.SerializeToString,
+            pickgate_dot_v1_dot_store__service__pb2.ListPoliciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutProviders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pickgate.v1.StoreService/PutProviders',
+            pickgate_dot_v1_dot_store__service__pb2.PutProvidersRequest.SerializeToString,
+            pickgate_dot_v1_dot_store__service__pb2.PutProvidersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProviders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pickgate.v1.StoreService/ListProviders',
+            pickgate_dot_v1_dot_store__service__pb2.ListProvidersRequest.SerializeToString,
+            pickgate_dot_v1_dot_store__service__pb2.ListProvidersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NearestStores(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pickgate.v1.StoreService/NearestStores',
+            pickgate_dot_v1_dot_store__service__pb2.NearestStoresRequest.SerializeToString,
+            pickgate_dot_v1_dot_store__service__pb2.NearestStoresResponse.FromString,
             options,
             channel_credentials,
             insecure,

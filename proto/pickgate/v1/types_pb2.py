@@ -24,37 +24,45 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pickgate/v1/types.proto\x12\x0bpickgate.v1\"%\n\x04Line\x12\x0e\n\x06sku_id\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"8\n\tLineState\x12\x0e\n\x06sku_id\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x0c\n\x04left\x18\x03 \x01(\r\"G\n\x05Split\x12\r\n\x05payee\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05level\x18\x03 \x01(\r\x12\x12\n\namount_fen\x18\x04 \x01(\x03\"\x9b\x01\n\x08Position\x12\x19\n\x0clatitude_deg\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rlongitude_deg\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\naccuracy_m\x18\x03 \x01(\x01\x12!\n\x05\x64\x61tum\x18\x04 \x01(\x0e\x32\x12.pickgate.v1.DatumB\x0f\n\r_latitude_degB\x10\n\x0e_longitude_deg\"B\n\x08Terminal\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x10\n\x08store_id\x18\x02 \x01(\r\x12\x13\n\x0bterminal_id\x18\x03 \x01(\r\"S\n\tItemError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x03\"\xa3\x04\n\x04\x43ode\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.pickgate.v1.CodeState\x12%\n\x07version\x18\x03 \x01(\x0e\x32\x14.pickgate.v1.Version\x12!\n\x05suite\x18\x04 \x01(\x0e\x32\x12.pickgate.v1.Suite\x12\x0f\n\x07mall_id\x18\x05 \x01(\r\x12\x10\n\x08store_id\x18\x06 \x01(\r\x12\x10\n\x08order_id\x18\x07 \x01(\t\x12%\n\x05lines\x18\x08 \x03(\x0b\x32\x16.pickgate.v1.LineState\x12%\n\x07\x63hannel\x18\t \x01(\x0e\x32\x14.pickgate.v1.Channel\x12\x16\n\x0epolicy_version\x18\n \x01(\r\x12\x14\n\x0cissued_at_ms\x18\x0b \x01(\x03\x12\x15\n\rchanged_at_ms\x18\x0c \x01(\x03\x12\x15\n\rexpires_at_ms\x18\r \x01(\x03\x12\x12\n\namount_fen\x18\x0e \x01(\x03\x12\"\n\x06splits\x18\x0f \x03(\x0b\x32\x12.pickgate.v1.Split\x12\x10\n\x08revision\x18\x10 \x01(\r\x12\r\n\x05\x63ycle\x18\x11 \x01(\r\x12\r\n\x05tries\x18\x12 \x01(\r\x12\x13\n\x0bterminal_id\x18\x13 \x01(\r\x12\x16\n\x0eredeemed_at_ms\x18\x14 \x01(\x03\x12\x11\n\treview_id\x18\x15 \x01(\t\x12\x16\n\x0epin_generation\x18\x16 \x01(\r*a\n\x07Version\x12\x17\n\x13VERSION_UNSPECIFIED\x10\x00\x12\x12\n\x0eVERSION_STATIC\x10\x01\x12\x13\n\x0fVERSION_DYNAMIC\x10\x02\x12\x14\n\x10VERSION_VALUABLE\x10\x03*;\n\x05Suite\x12\x15\n\x11SUITE_UNSPECIFIED\x10\x00\x12\r\n\tSUITE_AES\x10\x01\x12\x0c\n\x08SUITE_SM\x10\x02*`\n\x07\x43hannel\x12\x17\n\x13\x43HANNEL_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43HANNEL_ONLINE\x10\x01\x12\x15\n\x11\x43HANNEL_PROMOTION\x10\x02\x12\x11\n\rCHANNEL_STAFF\x10\x03*\xc7\x01\n\tCodeState\x12\x1a\n\x16\x43ODE_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43ODE_STATE_HELD\x10\x01\x12\x13\n\x0f\x43ODE_STATE_LIVE\x10\x02\x12\x15\n\x11\x43ODE_STATE_PARTLY\x10\x03\x12\x15\n\x11\x43ODE_STATE_LOCKED\x10\x04\x12\x17\n\x13\x43ODE_STATE_REDEEMED\x10\x05\x12\x15\n\x11\x43ODE_STATE_VOIDED\x10\x06\x12\x16\n\x12\x43ODE_STATE_EXPIRED\x10\x07*P\n\x05\x44\x61tum\x12\x15\n\x11\x44\x41TUM_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x44\x41TUM_WGS84\x10\x01\x12\x0f\n\x0b\x44\x41TUM_GCJ02\x10\x02\x12\x0e\n\nDATUM_BD09\x10\x03*\x9f\x01\n\x08NextStep\x12\x19\n\x15NEXT_STEP_UNSPECIFIED\x10\x00\x12\x13\n\x0fNEXT_STEP_FINAL\x10\x01\x12\x15\n\x11NEXT_STEP_REFRESH\x10\x02\x12\x13\n\x0fNEXT_STEP_RETRY\x10\x03\x12\x1a\n\x16NEXT_STEP_ASK_CUSTOMER\x10\x04\x12\x1b\n\x17NEXT_STEP_MANUAL_REVIEW\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pickgate/v1/types.proto\x12\x0bpickgate.v1\"%\n\x04Line\x12\x0e\n\x06sku_id\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"8\n\tLineState\x12\x0e\n\x06sku_id\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x0c\n\x04left\x18\x03 \x01(\r\"N\n\x06\x42undle\x12\x0e\n\x06sku_id\x18\x01 \x01(\r\x12\r\n\x05units\x18\x02 \x01(\r\x12%\n\x05parts\x18\x03 \x03(\x0b\x32\x16.pickgate.v1.LineState\"G\n\x05Split\x12\r\n\x05payee\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05level\x18\x03 \x01(\r\x12\x12\n\namount_fen\x18\x04 \x01(\x03\"\x9b\x01\n\x08Position\x12\x19\n\x0clatitude_deg\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rlongitude_deg\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\naccuracy_m\x18\x03 \x01(\x01\x12!\n\x05\x64\x61tum\x18\x04 \x01(\x0e\x32\x12.pickgate.v1.DatumB\x0f\n\r_latitude_degB\x10\n\x0e_longitude_deg\"B\n\x08Terminal\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x10\n\x08store_id\x18\x02 \x01(\r\x12\x13\n\x0bterminal_id\x18\x03 \x01(\r\"S\n\tItemError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x03\"\x96\x05\n\x04\x43ode\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.pickgate.v1.CodeState\x12%\n\x07version\x18\x03 \x01(\x0e\x32\x14.pickgate.v1.Version\x12!\n\x05suite\x18\x04 \x01(\x0e\x32\x12.pickgate.v1.Suite\x12\x0f\n\x07mall_id\x18\x05 \x01(\r\x12\x10\n\x08store_id\x18\x06 \x01(\r\x12\x10\n\x08order_id\x18\x07 \x01(\t\x12%\n\x05lines\x18\x08 \x03(\x0b\x32\x16.pickgate.v1.LineState\x12%\n\x07\x63hannel\x18\t \x01(\x0e\x32\x14.pickgate.v1.Channel\x12\x16\n\x0epolicy_version\x18\n \x01(\r\x12\x14\n\x0cissued_at_ms\x18\x0b \x01(\x03\x12\x15\n\rchanged_at_ms\x18\x0c \x01(\x03\x12\x15\n\rexpires_at_ms\x18\r \x01(\x03\x12\x12\n\namount_fen\x18\x0e \x01(\x03\x12\"\n\x06splits\x18\x0f \x03(\x0b\x32\x12.pickgate.v1.Split\x12\x10\n\x08revision\x18\x10 \x01(\r\x12\r\n\x05\x63ycle\x18\x11 \x01(\r\x12\r\n\x05tries\x18\x12 \x01(\r\x12\x13\n\x0bterminal_id\x18\x13 \x01(\r\x12\x16\n\x0eredeemed_at_ms\x18\x14 \x01(\x03\x12\x11\n\treview_id\x18\x15 \x01(\t\x12\x16\n\x0epin_generation\x18\x16 \x01(\r\x12$\n\x07\x62undles\x18\x17 \x03(\x0b\x32\x13.pickgate.v1.Bundle\x12\x14\n\x0cwindows_bind\x18\x18 \x01(\x08\x12\x14\n\x0cproof_needed\x18\x19 \x01(\x08\x12\x10\n\x08replaces\x18\x1a \x01(\t\x12\r\n\x05ttl_s\x18\x1b \x01(\x03*a\n\x07Version\x12\x17\n\x13VERSION_UNSPECIFIED\x10\x00\x12\x12\n\x0eVERSION_STATIC\x10\x01\x12\x13\n\x0fVERSION_DYNAMIC\x10\x02\x12\x14\n\x10VERSION_VALUABLE\x10\x03*;\n\x05Suite\x12\x15\n\x11SUITE_UNSPECIFIED\x10\x00\x12\r\n\tSUITE_AES\x10\x01\x12\x0c\n\x08SUITE_SM\x10\x02*`\n\x07\x43hannel\x12\x17\n\x13\x43HANNEL_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43HANNEL_ONLINE\x10\x01\x12\x15\n\x11\x43HANNEL_PROMOTION\x10\x02\x12\x11\n\rCHANNEL_STAFF\x10\x03*t\n\nPickupMode\x12\x1b\n\x17PICKUP_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12PICKUP_MODE_STATIC\x10\x01\x12\x17\n\x13PICKUP_MODE_DYNAMIC\x10\x02\x12\x18\n\x14PICKUP_MODE_VALUABLE\x10\x03*|\n\x0bProofMethod\x12\x1c\n\x18PROOF_METHOD_UNSPECIFIED\x10\x00\x12\x15\n\x11PROOF_METHOD_FACE\x10\x01\x12\x1c\n\x18PROOF_METHOD_ID_DOCUMENT\x10\x02\x12\x1a\n\x16PROOF_METHOD_TWO_STAFF\x10\x03*\x99\x01\n\tStockTier\x12\x1a\n\x16STOCK_TIER_UNSPECIFIED\x10\x00\x12\x15\n\x11STOCK_TIER_NORMAL\x10\x01\x12\x14\n\x10STOCK_TIER_TIGHT\x10\x02\x12\x12\n\x0eSTOCK_TIER_RED\x10\x03\x12\x15\n\x11STOCK_TIER_CLOSED\x10\x04\x12\x18\n\x14STOCK_TIER_EMERGENCY\x10\x05*\xc7\x01\n\tCodeState\x12\x1a\n\x16\x43ODE_STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43ODE_STATE_HELD\x10\x01\x12\x13\n\x0f\x43ODE_STATE_LIVE\x10\x02\x12\x15\n\x11\x43ODE_STATE_PARTLY\x10\x03\x12\x15\n\x11\x43ODE_STATE_LOCKED\x10\x04\x12\x17\n\x13\x43ODE_STATE_REDEEMED\x10\x05\x12\x15\n\x11\x43ODE_STATE_VOIDED\x10\x06\x12\x16\n\x12\x43ODE_STATE_EXPIRED\x10\x07*P\n\x05\x44\x61tum\x12\x15\n\x11\x44\x41TUM_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x44\x41TUM_WGS84\x10\x01\x12\x0f\n\x0b\x44\x41TUM_GCJ02\x10\x02\x12\x0e\n\nDATUM_BD09\x10\x03*\x9f\x01\n\x08NextStep\x12\x19\n\x15NEXT_STEP_UNSPECIFIED\x10\x00\x12\x13\n\x0fNEXT_STEP_FINAL\x10\x01\x12\x15\n\x11NEXT_STEP_REFRESH\x10\x02\x12\x13\n\x0fNEXT_STEP_RETRY\x10\x03\x12\x1a\n\x16NEXT_STEP_ASK_CUSTOMER\x10\x04\x12\x1b\n\x17NEXT_STEP_MANUAL_REVIEW\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pickgate.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VERSION']._serialized_start=1071
-  _globals['_VERSION']._serialized_end=1168
-  _globals['_SUITE']._serialized_start=1170
-  _globals['_SUITE']._serialized_end=1229
-  _globals['_CHANNEL']._serialized_start=1231
-  _globals['_CHANNEL']._serialized_end=1327
-  _globals['_CODESTATE']._serialized_start=1330
-  _globals['_CODESTATE']._serialized_end=1529
-  _globals['_DATUM']._serialized_start=1531
-  _globals['_DATUM']._serialized_end=1611
-  _globals['_NEXTSTEP']._serialized_start=1614
-  _globals['_NEXTSTEP']._serialized_end=1773
+  _globals['_VERSION']._serialized_start=1266
+  _globals['_VERSION']._serialized_end=1363
+  _globals['_SUITE']._serialized_start=1365
+  _globals['_SUITE']._serialized_end=1424
+  _globals['_CHANNEL']._serialized_start=1426
+  _globals['_CHANNEL']._serialized_end=1522
+  _globals['_PICKUPMODE']._serialized_start=1524
+  _globals['_PICKUPMODE']._serialized_end=1640
+  _globals['_PROOFMETHOD']._serialized_start=1642
+  _globals['_PROOFMETHOD']._serialized_end=1766
+  _globals['_STOCKTIER']._serialized_start=1769
+  _globals['_STOCKTIER']._serialized_end=1922
+  _globals['_CODESTATE']._serialized_start=1925
+  _globals['_CODESTATE']._serialized_end=2124
+  _globals['_DATUM']._serialized_start=2126
+  _globals['_DATUM']._serialized_end=2206
+  _globals['_NEXTSTEP']._serialized_start=2209
+  _globals['_NEXTSTEP']._serialized_end=2368
   _globals['_LINE']._serialized_start=40
   _globals['_LINE']._serialized_end=77
   _globals['_LINESTATE']._serialized_start=79
   _globals['_LINESTATE']._serialized_end=135
-  _globals['_SPLIT']._serialized_start=137
-  _globals['_SPLIT']._serialized_end=208
-  _globals['_POSITION']._serialized_start=211
-  _globals['_POSITION']._serialized_end=366
-  _globals['_TERMINAL']._serialized_start=368
-  _globals['_TERMINAL']._serialized_end=434
-  _globals['_ITEMERROR']._serialized_start=436
-  _globals['_ITEMERROR']._serialized_end=519
-  _globals['_CODE']._serialized_start=522
-  _globals['_CODE']._serialized_end=1069
+  _globals['_BUNDLE']._serialized_start=137
+  _globals['_BUNDLE']._serialized_end=215
+  _globals['_SPLIT']._serialized_start=217
+  _globals['_SPLIT']._serialized_end=288
+  _globals['_POSITION']._serialized_start=291
+  _globals['_POSITION']._serialized_end=446
+  _globals['_TERMINAL']._serialized_start=448
+  _globals['_TERMINAL']._serialized_end=514
+  _globals['_ITEMERROR']._serialized_start=516
+  _globals['_ITEMERROR']._serialized_end=599
+  _globals['_CODE']._serialized_start=602
+  _globals['_CODE']._serialized_end=1264
 # @@protoc_insertion_point(module_scope)

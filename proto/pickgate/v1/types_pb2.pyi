@@ -9,8 +9,8 @@ Conventions of the whole contract
 - Times end in _ms and are unix milliseconds; lengths of time end in _s and are seconds; money ends in _fen.
 - An event id is `partition-epoch-seq` in decimal.
 - request_id: 8 .. 64 printable ASCII characters without spaces, made once by the caller for one intended change (a UUID
-  does well) and repeated on every retry. Its scope is the verb and the mall (for Redeem: the terminal; for puts of
-  StoreService: all of them). A retry gets the first answer; the same id with another body is refused with status
+  does well) and repeated on every retry. Its scope is the verb and the mall (for Redeem and Reverse: the terminal; for puts
+  of StoreService: all of them). A retry gets the first answer; the same id with another body is refused with status
   ALREADY_EXISTS, reason REQUEST_ID_REUSED.
 - A business "no" is a verdict inside a response with status OK. A gRPC status other than OK says that the call could not be
   decided; its details carry google.rpc.ErrorInfo (domain "pickgate", reason = a stable name), with
@@ -103,6 +103,84 @@ CHANNEL_PROMOTION: Channel.ValueType  # 2
 """The first that a short stock stops."""
 CHANNEL_STAFF: Channel.ValueType  # 3
 Global___Channel: _TypeAlias = Channel  # noqa: Y015
+
+class _PickupMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PickupModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PickupMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PICKUP_MODE_UNSPECIFIED: _PickupMode.ValueType  # 0
+    PICKUP_MODE_STATIC: _PickupMode.ValueType  # 1
+    """Serial and PIN: couriers, and others who come for the customer."""
+    PICKUP_MODE_DYNAMIC: _PickupMode.ValueType  # 2
+    """A dynamic QR code, in the store."""
+    PICKUP_MODE_VALUABLE: _PickupMode.ValueType  # 3
+    """A dynamic QR code, and proof of who the customer is."""
+
+class PickupMode(_PickupMode, metaclass=_PickupModeEnumTypeWrapper):
+    """How a SKU's codes are handed over. Numbers as in Version."""
+
+PICKUP_MODE_UNSPECIFIED: PickupMode.ValueType  # 0
+PICKUP_MODE_STATIC: PickupMode.ValueType  # 1
+"""Serial and PIN: couriers, and others who come for the customer."""
+PICKUP_MODE_DYNAMIC: PickupMode.ValueType  # 2
+"""A dynamic QR code, in the store."""
+PICKUP_MODE_VALUABLE: PickupMode.ValueType  # 3
+"""A dynamic QR code, and proof of who the customer is."""
+Global___PickupMode: _TypeAlias = PickupMode  # noqa: Y015
+
+class _ProofMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProofMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProofMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROOF_METHOD_UNSPECIFIED: _ProofMethod.ValueType  # 0
+    PROOF_METHOD_FACE: _ProofMethod.ValueType  # 1
+    PROOF_METHOD_ID_DOCUMENT: _ProofMethod.ValueType  # 2
+    PROOF_METHOD_TWO_STAFF: _ProofMethod.ValueType  # 3
+
+class ProofMethod(_ProofMethod, metaclass=_ProofMethodEnumTypeWrapper):
+    """How somebody made sure who the customer is. Face is never the only way that is offered."""
+
+PROOF_METHOD_UNSPECIFIED: ProofMethod.ValueType  # 0
+PROOF_METHOD_FACE: ProofMethod.ValueType  # 1
+PROOF_METHOD_ID_DOCUMENT: ProofMethod.ValueType  # 2
+PROOF_METHOD_TWO_STAFF: ProofMethod.ValueType  # 3
+Global___ProofMethod: _TypeAlias = ProofMethod  # noqa: Y015
+
+class _StockTier:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StockTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StockTier.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STOCK_TIER_UNSPECIFIED: _StockTier.ValueType  # 0
+    STOCK_TIER_NORMAL: _StockTier.ValueType  # 1
+    STOCK_TIER_TIGHT: _StockTier.ValueType  # 2
+    """Codes issued now are handed out in the store's pickup windows only."""
+    STOCK_TIER_RED: _StockTier.ValueType  # 3
+    """Alert; promotional issue is stopped."""
+    STOCK_TIER_CLOSED: _StockTier.ValueType  # 4
+    """The online channel is closed too."""
+    STOCK_TIER_EMERGENCY: _StockTier.ValueType  # 5
+    """Units are asked of the region's factory store."""
+
+class StockTier(_StockTier, metaclass=_StockTierEnumTypeWrapper):
+    """How short a SKU is at a store, by what is available against the baseline. In rising order of want."""
+
+STOCK_TIER_UNSPECIFIED: StockTier.ValueType  # 0
+STOCK_TIER_NORMAL: StockTier.ValueType  # 1
+STOCK_TIER_TIGHT: StockTier.ValueType  # 2
+"""Codes issued now are handed out in the store's pickup windows only."""
+STOCK_TIER_RED: StockTier.ValueType  # 3
+"""Alert; promotional issue is stopped."""
+STOCK_TIER_CLOSED: StockTier.ValueType  # 4
+"""The online channel is closed too."""
+STOCK_TIER_EMERGENCY: StockTier.ValueType  # 5
+"""Units are asked of the region's factory store."""
+Global___StockTier: _TypeAlias = StockTier  # noqa: Y015
 
 class _CodeState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -248,6 +326,37 @@ class LineState(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LineState: _TypeAlias = LineState  # noqa: Y015
+
+@_typing.final
+class Bundle(_message.Message):
+    """A bundle of a code: what was ordered as one, and is handed out as its parts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SKU_ID_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    sku_id: _builtins.int
+    units: _builtins.int
+    """At issue; fewer after a reversal that released units."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___LineState]:
+        """Which of the code's lines belong to it, with what is left of each."""
+
+    def __init__(
+        self,
+        *,
+        sku_id: _builtins.int = ...,
+        units: _builtins.int = ...,
+        parts: _abc.Iterable[Global___LineState] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "sku_id", b"sku_id", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Bundle: _TypeAlias = Bundle  # noqa: Y015
 
 @_typing.final
 class Split(_message.Message):
@@ -408,6 +517,11 @@ class Code(_message.Message):
     REDEEMED_AT_MS_FIELD_NUMBER: _builtins.int
     REVIEW_ID_FIELD_NUMBER: _builtins.int
     PIN_GENERATION_FIELD_NUMBER: _builtins.int
+    BUNDLES_FIELD_NUMBER: _builtins.int
+    WINDOWS_BIND_FIELD_NUMBER: _builtins.int
+    PROOF_NEEDED_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     state: Global___CodeState.ValueType
     version: Global___Version.ValueType
@@ -436,10 +550,22 @@ class Code(_message.Message):
     """Set while the code is locked."""
     pin_generation: _builtins.int
     """Which PIN of a static code is in force."""
+    windows_bind: _builtins.bool
+    """Issued while stock was tight: handed out in the store's pickup windows only."""
+    proof_needed: _builtins.bool
+    """Handed out only with a proof token."""
+    replaces: _builtins.str
+    """Uid of the voided code that this one stands in for; empty if none."""
+    ttl_s: _builtins.int
+    """While HELD: how long it lives once it is confirmed. `expires_at_ms` is when the hold ends."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___LineState]: ...
     @_builtins.property
     def splits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Split]: ...
+    @_builtins.property
+    def bundles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Bundle]:
+        """What was ordered as bundles; `lines` has them taken apart."""
+
     def __init__(
         self,
         *,
@@ -465,10 +591,15 @@ class Code(_message.Message):
         redeemed_at_ms: _builtins.int = ...,
         review_id: _builtins.str = ...,
         pin_generation: _builtins.int = ...,
+        bundles: _abc.Iterable[Global___Bundle] | None = ...,
+        windows_bind: _builtins.bool = ...,
+        proof_needed: _builtins.bool = ...,
+        replaces: _builtins.str = ...,
+        ttl_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_fen", b"amount_fen", "changed_at_ms", b"changed_at_ms", "channel", b"channel", "cycle", b"cycle", "expires_at_ms", b"expires_at_ms", "issued_at_ms", b"issued_at_ms", "lines", b"lines", "mall_id", b"mall_id", "order_id", b"order_id", "pin_generation", b"pin_generation", "policy_version", b"policy_version", "redeemed_at_ms", b"redeemed_at_ms", "review_id", b"review_id", "revision", b"revision", "splits", b"splits", "state", b"state", "store_id", b"store_id", "suite", b"suite", "terminal_id", b"terminal_id", "tries", b"tries", "uid", b"uid", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_fen", b"amount_fen", "bundles", b"bundles", "changed_at_ms", b"changed_at_ms", "channel", b"channel", "cycle", b"cycle", "expires_at_ms", b"expires_at_ms", "issued_at_ms", b"issued_at_ms", "lines", b"lines", "mall_id", b"mall_id", "order_id", b"order_id", "pin_generation", b"pin_generation", "policy_version", b"policy_version", "proof_needed", b"proof_needed", "redeemed_at_ms", b"redeemed_at_ms", "replaces", b"replaces", "review_id", b"review_id", "revision", b"revision", "splits", b"splits", "state", b"state", "store_id", b"store_id", "suite", b"suite", "terminal_id", b"terminal_id", "tries", b"tries", "ttl_s", b"ttl_s", "uid", b"uid", "version", b"version", "windows_bind", b"windows_bind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
