@@ -98,6 +98,9 @@ class RenderRequest:
     def __post_init__(self) -> None:
         fields.identifier(self.mall_id, "mall_id")
         fields.exactly(self.uid, "uid", UID_BYTES)
+        if self.request_id:
+            fields.request_id(self.request_id)
+        fields.text(self.actor, "actor", limits.ACTOR_CHARS_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,6 +406,12 @@ class ConfirmRequest:
     uid: bytes
     actor: str = ""
 
+    def __post_init__(self) -> None:
+        fields.identifier(self.mall_id, "mall_id")
+        fields.request_id(self.request_id)
+        fields.exactly(self.uid, "uid", UID_BYTES)
+        fields.text(self.actor, "actor", limits.ACTOR_CHARS_MAX)
+
 
 @dataclass(frozen=True, slots=True)
 class ConfirmAnswer:
@@ -426,6 +435,13 @@ class ExtendRequest:
     uid: bytes
     expires_at_s: int
     actor: str = ""
+
+    def __post_init__(self) -> None:
+        fields.identifier(self.mall_id, "mall_id")
+        fields.request_id(self.request_id)
+        fields.exactly(self.uid, "uid", UID_BYTES)
+        fields.whole(self.expires_at_s, "expires_at_s", 1, limits.EXPIRES_AT_S_MAX)
+        fields.text(self.actor, "actor", limits.ACTOR_CHARS_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,6 +472,13 @@ class ReverseRequest:
     release: bool = False
     reason: str = ""
     actor: str = ""
+
+    def __post_init__(self) -> None:
+        fields.request_id(self.request_id)
+        fields.exactly(self.uid, "uid", UID_BYTES)
+        fields.lines(self.lines, lines_min=0)
+        fields.text(self.reason, "reason", limits.REASON_CHARS_MAX)
+        fields.text(self.actor, "actor", limits.ACTOR_CHARS_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -511,6 +534,14 @@ class ReviewRequest:
     actor: str
     reason: str = ""
 
+    def __post_init__(self) -> None:
+        fields.identifier(self.mall_id, "mall_id")
+        fields.request_id(self.request_id)
+        fields.exactly(self.uid, "uid", UID_BYTES)
+        # A decision without a decider could not be told from the decider's own tries.
+        fields.text(self.actor, "actor", limits.ACTOR_CHARS_MAX, chars_min=1)
+        fields.text(self.reason, "reason", limits.REASON_CHARS_MAX)
+
 
 @dataclass(frozen=True, slots=True)
 class ReviewAnswer:
@@ -539,6 +570,19 @@ class TransferRequest:
     sku_id: int
     amount: int
     actor: str = ""
+
+    def __post_init__(self) -> None:
+        fields.identifier(self.mall_id, "mall_id")
+        fields.request_id(self.request_id)
+        for name in ("from_store_id", "to_store_id", "sku_id"):
+            fields.identifier(getattr(self, name), name)
+        if self.from_store_id == self.to_store_id:
+            raise InvalidInput(
+                f"to_store_id is {self.to_store_id}, as from_store_id; expected another store",
+                field="to_store_id",
+            )
+        fields.whole(self.amount, "amount", 1, limits.STOCK_MAX)
+        fields.text(self.actor, "actor", limits.ACTOR_CHARS_MAX)
 
 
 @dataclass(frozen=True, slots=True)

@@ -447,7 +447,7 @@ def _render(
         )
     now_s = now_ms // 1000
     refusal = _RENDER_REFUSALS.get(record.state)
-    if not record.state.ended and record.state is not State.LOCKED and record.expires_at_s <= now_s:
+    if not record.state.ended and record.expires_at_s <= now_s:
         refusal = RenderVerdict.EXPIRED
     refusal = refusal or place
     if refusal is RenderVerdict.OUT_OF_RANGE and not request.request_id:

@@ -28,6 +28,8 @@ AMOUNT_FEN_MAX: Final = 2**32 - 1
 TTL_S_DEFAULT: Final = 48 * 3600
 TTL_S_MIN: Final = 60
 TTL_S_MAX: Final = 400 * 24 * 3600
+EXPIRES_AT_S_MAX: Final = 2**32 - 1
+"""Expiries are four bytes in payloads and records: the year 2106."""
 AFTERLIFE_S: Final = 72 * 3600
 """How long an ended code still answers: when, where and why it ended."""
 PAYLOAD_LIFE_S_DEFAULT: Final = 60
@@ -49,7 +51,9 @@ REVERSAL_LIFE_S: Final = 24 * 3600
 """How long a reversed code lives at least."""
 CYCLES_MAX: Final = 10
 REMEMBERED_REQUESTS_MAX: Final = 200
-"""Changes of one code whose answers are remembered; a change past it is refused rather than forgotten."""
+"""Changes of one code whose answers are remembered; a change past it is refused rather than forgotten.
+
+Not those that a code can see only a few times (confirm, reverse, a review, its end): the record counts to 255."""
 UID_CANDIDATES: Final = 4
 """Uids derived for one request. Four in a row taken by others: 10**-15 with a million live static codes."""
 

@@ -14,7 +14,7 @@ from engine.calls import (
     TransferAnswer,
     VoidAnswer,
 )
-from engine.errors import PickgateError, RequestIdReused
+from engine.errors import Exhausted, PickgateError, RequestIdReused
 from engine.state import register
 from engine.state.connection import Connection
 
@@ -77,5 +77,5 @@ def _is_done(outcome: _Outcome) -> bool:
 def _is_settled_no(outcome: _Outcome) -> bool:
     """True when nothing was changed, and certainly not: an error of the store leaves that open."""
     if isinstance(outcome, PickgateError):
-        return isinstance(outcome, RequestIdReused)
+        return isinstance(outcome, RequestIdReused | Exhausted)
     return not outcome.verdict.success

@@ -84,10 +84,12 @@ def transfer(
     wanted: list[int] = []
     items: list[transfers.TransferItem] = []
     for n, request in enumerate(batch):
-        refusal = _refuse_transfer(copy, request)
-        if refusal is not None:
-            outcomes[n] = refusal
+        if request.mall_id not in copy.malls:
+            outcomes[n] = UnknownMall(
+                f"mall {request.mall_id} is not registered: put it first", field="mall_id"
+            )
             continue
+        finding, finding_store_id = _transfer_finding(copy, request)
         wanted.append(n)
         items.append(
             transfers.TransferItem(
@@ -99,6 +101,8 @@ def transfer(
                 sku_id=request.sku_id,
                 amount=request.amount,
                 actor=request.actor,
+                finding=finding,
+                finding_store_id=finding_store_id,
             )
         )
     for n, answer in zip(wanted, registered(deployment.connection, items, transfers.transfer), strict=True):
@@ -106,17 +110,14 @@ def transfer(
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _refuse_transfer(copy: Copy, request: TransferRequest) -> TransferAnswer | PickgateError | None:
-    if request.mall_id not in copy.malls:
-        return UnknownMall(f"mall {request.mall_id} is not registered: put it first", field="mall_id")
+def _transfer_finding(copy: Copy, request: TransferRequest) -> tuple[TransferVerdict | None, int]:
+    """What the set-up says against a transfer, and the store it says it of (0: none). A retry gets the first answer before it."""
     for store_id in (request.from_store_id, request.to_store_id):
         store = copy.stores.get(store_id)
         if store is None or request.mall_id not in store.mall_ids:
-            return TransferAnswer(TransferVerdict.UNKNOWN_STORE, sku_id=request.sku_id, store_id=store_id)
+            return TransferVerdict.UNKNOWN_STORE, store_id
     entry = copy.catalogue.get((request.mall_id, request.sku_id))
-    if entry is None or entry.parts:
-        return TransferAnswer(TransferVerdict.UNKNOWN_SKU, sku_id=request.sku_id)
-    return None
+    return (TransferVerdict.UNKNOWN_SKU if entry is None or entry.parts else None), 0
 
 
 def read(

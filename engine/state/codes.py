@@ -201,6 +201,14 @@ def _reused(verb: str) -> RequestIdReused:
     )
 
 
+def too_many_changes() -> Exhausted:
+    """The error for a code that can't remember another change."""
+    return Exhausted(
+        f"this code was changed {limits.REMEMBERED_REQUESTS_MAX} times, which is the limit: void it, and issue another"
+        " for what is left"
+    )
+
+
 def _due_minute(at_s: int) -> int:
     """The first minute that begins at or after `at_s`: nothing in a due index is ever looked at too early."""
     return -(-at_s // 60)
@@ -329,10 +337,7 @@ def _redeem_facts(uid: bytes, reply: bytes | PickgateError) -> RedeemFacts | Pic
     if reply[0] == _REUSED:
         return _reused("redemption")
     if reply[0] == _TOO_MANY:
-        return Exhausted(
-            f"this code was changed {limits.REMEMBERED_REQUESTS_MAX} times, which is the limit: void it, and issue another"
-            " for what is left"
-        )
+        return too_many_changes()
     a = dict(zip(layouts.REDEEM_ANSWER.names, layouts.REDEEM_ANSWER.unpack(reply, 1), strict=True))
     lines, at = unpack_lines(reply, 1 + layouts.REDEEM_ANSWER.size, a["n_lines"])
     verdict = RedeemVerdict.numbered(a["verdict"])

@@ -39,12 +39,15 @@ class EventType(IntEnum):
 class Event:
     """One event. `facts` holds what its type says:
 
-    ISSUED, HELD record (bytes as stored) · REDEEMED state, cycle, bucket, lines (count taken, left after) · TRIED, LOCKED tries,
+    ISSUED, HELD record (bytes as stored) · REDEEMED state, cycle, bucket, lines (count taken, left after), places, burnt (digest
+    of the proof that it used up, or empty) · TRIED, LOCKED tries,
     bucket · VOIDED lines (left = released), reason · EXPIRED lines (left = released) · STOCK change, sku_id, amount,
     on_hand, reserved, baseline, tier, reason · EPOCH run_id · CONFIRMED, EXTENDED expires_at_s · REVERSED state, cycle,
-    release, expires_at_s, lines (count = came back, left after), reason · REVIEWED decision, state, lines, reason · TIER
-    sku_id, old, and the figures with the new tier · TRANSFER_OUT, TRANSFER_IN sku_id, amount, other_store_id. TRIED and LOCKED
-    also say the verdict that counted.
+    release, expires_at_s, lines (count = came back, left after), places, reason · REVIEWED decision, state, lines, reason · TIER
+    sku_id, old, and the figures with the new tier · TRANSFER_OUT, TRANSFER_IN sku_id, amount, other_store_id, and
+    TRANSFER_IN the departure (epoch and seq of the event by which the units left there). TRIED and LOCKED
+    also say the verdict that counted. `places` says for each of the lines which line of the record it is (0-based): two of a
+    record may name one SKU. Without places the lines are all that had something left, in the record's order.
     """
 
     id: EventId
@@ -67,6 +70,10 @@ def unpack_lines(data: bytes, offset: int, count: int) -> tuple[tuple[LineState,
     return lines, offset + count * size
 
 
+def _places(data: bytes, offset: int, count: int) -> tuple[int, ...]:
+    return tuple(place - 1 for place in data[offset : offset + count])
+
+
 def parse(partition: int, entry_id: bytes, data: bytes) -> Event:
     """Read one event of a partition's stream: `entry_id` is the stream id (epoch-seq), `data` its field `e`."""
     epoch, seq = entry_id.split(b"-")
@@ -82,6 +89,7 @@ def parse(partition: int, entry_id: bytes, data: bytes) -> Event:
         state, facts["cycle"], facts["bucket"], count = data[at : at + 4]
         facts["state"] = State(state)
         facts["lines"], at = unpack_lines(data, at + 4, count)
+        facts["places"], facts["burnt"] = _places(data, at, count), data[at + count :]
     elif kind in (EventType.TRIED, EventType.LOCKED):
         facts["tries"], facts["bucket"], facts["verdict"] = data[at : at + 3]
     elif kind in (EventType.CONFIRMED, EventType.EXTENDED):
@@ -92,7 +100,8 @@ def parse(partition: int, entry_id: bytes, data: bytes) -> Event:
         )
         facts["state"], facts["release"] = State(state), bool(released)
         facts["lines"], at = unpack_lines(data, at + 10, count)
-        facts["reason"] = data[at : at + reason_len].decode()
+        facts["places"] = _places(data, at, count)
+        facts["reason"] = data[at + count : at + count + reason_len].decode()
     elif kind is EventType.REVIEWED:
         facts["decision"], state, count, reason_len = struct.unpack_from(">BBBH", data, at)
         facts["state"] = State(state)
@@ -103,6 +112,8 @@ def parse(partition: int, entry_id: bytes, data: bytes) -> Event:
         facts.update(zip(layouts.STOCK.names, layouts.STOCK.unpack(data, at + 6), strict=True))
     elif kind in (EventType.TRANSFER_OUT, EventType.TRANSFER_IN):
         facts["sku_id"], facts["amount"], facts["other_store_id"] = struct.unpack_from(">III", data, at)
+        if kind is EventType.TRANSFER_IN:
+            facts["departure"] = layouts.DEPARTURE.unpack(data, at + 12)
     elif kind is EventType.VOIDED:
         count, reason_len = struct.unpack_from(">BH", data, at)
         facts["lines"], at = unpack_lines(data, at + 3, count)

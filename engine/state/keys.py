@@ -16,7 +16,7 @@ Per partition, with `{tag}` in front:
 | v | hash | evidence of counted tries: uid → layouts.EVIDENCE, one behind the other |
 | w | sorted set | open reviews: uid, by the time of the lock |
 | b | hash | bounds of tiers, as policies state them: scope → layouts.TIERS, and `version` |
-| t | hash | units in transit out of this partition: request digest → layouts.TRANSIT |
+| t | hash | units in transit out of this partition: request digest, departure → layouts.TRANSIT |
 
 Records lie in hash buckets because one key each would cost more than the record. The due index is a plain string per minute,
 eight bytes a code, because it is only ever appended to and read once; an entry that no longer applies (extended, voided) is
@@ -124,9 +124,9 @@ class PartitionKeys:
         """Key that remembers the answer of one stock change."""
         return self._k + digest
 
-    def arrival(self, digest: bytes) -> bytes:
-        """Key that remembers that a transfer arrived. Not the departure's: both may lie in one partition."""
-        return self._k + b"i" + digest
+    def arrival(self, digest: bytes, store_id: int, departure: bytes) -> bytes:
+        """Key that remembers that units arrived which left a store by that departure (layouts.DEPARTURE)."""
+        return self._k + b"i" + digest + store_id.to_bytes(4, "big") + departure
 
     def register(self, digest: bytes, day: int) -> bytes:
         """Bucket of the register of request ids, of one day since 1970."""

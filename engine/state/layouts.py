@@ -167,10 +167,16 @@ REVIEW_ANSWER: Final = Layout("verdict:B at:I6 epoch:I4 seq:I6 sku:I4 n_lines:B"
 """Answer of one decision; behind it n_lines × LINE: what it handed out or released."""
 
 TRANSFER_ITEM: Final = Layout(
-    "step:B stock_key:I2 answer_key:I2 transit_key:I2 request:c12 body:c8 mall:I4 store:I4 other_store:I4 sku:I4 amount:I4 "
-    "actor_len:I2"
+    "step:B stock_key:I2 answer_key:I2 transit_key:I2 request:c12 body:c8 departure:c10 mall:I4 store:I4 other_store:I4 sku:I4 "
+    "amount:I4 finding:B actor_len:I2"
 )
-"""One step of a transfer, from the view of `store`; behind it the actor. Answered with STOCK_ANSWER."""
+"""One step of a transfer, from the view of `store`; behind it the actor. Answered with STOCK_ANSWER.
+
+departure is the number of the event by which the units left (DEPARTURE), zeros in the step that makes it.
+"""
+
+DEPARTURE: Final = Layout("epoch:I4 seq:I6")
+"""Number of the event by which units left, in their partition."""
 
 TRANSIT: Final = Layout("body:c8 mall:I4 store:I4 other_store:I4 sku:I4 amount:I4 at:I6")
 """Units that left `store` and have not arrived at `other_store`; behind it the actor."""

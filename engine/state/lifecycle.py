@@ -10,12 +10,13 @@ from engine.calls import ConfirmAnswer, Evidence, ExtendAnswer, ReverseAnswer, R
 from engine.claims import Decision, EventId, Line, partition_of
 from engine.errors import PickgateError, RequestIdReused
 from engine.state import batch, layouts, scripts
+from engine.state.codes import too_many_changes
 from engine.state.connection import Connection
 from engine.state.events import unpack_lines
 from engine.state.keys import PartitionKeys
 from engine.verdict import ConfirmVerdict, ExtendVerdict, RenderVerdict, ReverseVerdict, ReviewVerdict
 
-_REMEMBERED, _REUSED, _NOT_NOW = b"R"[0], b"X"[0], b"N"[0]
+_REMEMBERED, _REUSED, _NOT_NOW, _TOO_MANY = b"R"[0], b"X"[0], b"N"[0], b"M"[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,8 @@ def extend(connection: Connection, items: Sequence[ChangeItem]) -> list[ExtendAn
             outcomes.append(reply)
         elif reply[0] == _REUSED:
             outcomes.append(_reused("extension"))
+        elif reply[0] == _TOO_MANY:
+            outcomes.append(too_many_changes())
         else:
             verdict, _, exp, epoch, seq = layouts.CHANGE_ANSWER.unpack(reply, 1)
             event = _event(item.uid, epoch, seq)
@@ -243,6 +246,8 @@ def count_tries(connection: Connection, items: Sequence[TryItem]) -> list[TryFac
             outcomes.append(reply)
         elif reply[0] == _REUSED:
             outcomes.append(_reused("render"))
+        elif reply[0] == _TOO_MANY:
+            outcomes.append(too_many_changes())
         elif reply[0] == _NOT_NOW:
             outcomes.append(None)
         else:
@@ -304,16 +309,24 @@ def open_reviews(
 ) -> list[tuple[int, bytes]]:
     """Open reviews of one partition behind `after` (time of lock in unix ms, uid), oldest first: at most `count`."""
     names = connection.partitions[partition]
-    [found] = connection.read(
-        [("ZRANGE", names.reviews, after[0], "+inf", "BYSCORE", "LIMIT", 0, count + 1, "WITHSCORES")]
-    )
-    flat = (
-        [value for pair in found for value in pair]
-        if found and isinstance(found[0], (list, tuple))
-        else found
-    )
-    pairs = [(int(float(at)), uid) for uid, at in zip(flat[::2], flat[1::2], strict=True)]
-    return [pair for pair in pairs if pair > after][:count]
+    behind: list[tuple[int, bytes]] = []
+    offset = 0
+    # One batch may lock many codes in one millisecond, so a page may begin amid codes of the same time.
+    while len(behind) < count:
+        [found] = connection.read(
+            [("ZRANGE", names.reviews, after[0], "+inf", "BYSCORE", "LIMIT", offset, count + 1, "WITHSCORES")]
+        )
+        flat = (
+            [value for pair in found for value in pair]
+            if found and isinstance(found[0], (list, tuple))
+            else found
+        )
+        pairs = [(int(float(at)), uid) for uid, at in zip(flat[::2], flat[1::2], strict=True)]
+        behind += [pair for pair in pairs if pair > after]
+        if len(pairs) <= count:
+            break
+        offset += count + 1
+    return behind[:count]
 
 
 def read_evidence(connection: Connection, uids: Sequence[bytes]) -> list[tuple[Evidence, ...]]:

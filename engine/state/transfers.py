@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.calls import StockFigures, TransferAnswer
 from engine.claims import EventId, TransferStep
 from engine.errors import PickgateError, RequestIdReused
+from engine.idempotency import REQUEST_BYTES
 from engine.state import batch, layouts, scripts
 from engine.state.connection import Connection
 from engine.state.keys import PartitionKeys, partition_of_store
@@ -28,6 +29,11 @@ class TransferItem:
     sku_id: int
     amount: int
     actor: str
+    finding: TransferVerdict | None = None
+    """What the set-up says against it; it applies if the transfer was not made before."""
+    finding_store_id: int = 0
+    departure: bytes = bytes(layouts.DEPARTURE.size)
+    """Number of the event by which the units left, once they have."""
 
 
 def transfer(connection: Connection, items: Sequence[TransferItem]) -> list[TransferAnswer | PickgateError]:
@@ -35,6 +41,7 @@ def transfer(connection: Connection, items: Sequence[TransferItem]) -> list[Tran
     departures = _step(connection, TransferStep.OUT, items)
     outcomes: list[TransferAnswer | PickgateError] = []
     left: list[int] = []
+    gone: list[TransferItem] = []
     for n, (item, reply) in enumerate(zip(items, departures, strict=True)):
         if isinstance(reply, PickgateError):
             outcomes.append(reply)
@@ -48,9 +55,11 @@ def transfer(connection: Connection, items: Sequence[TransferItem]) -> list[Tran
         else:
             answer = _answer(connection, item, reply)
             outcomes.append(answer)
-            if answer.verdict.success:
+            if answer.event is not None:
                 left.append(n)
-    arrivals = _arrive(connection, [items[n] for n in left])
+                departure = layouts.DEPARTURE.pack(answer.event.epoch, answer.event.seq.to_bytes(6, "big"))
+                gone.append(replace(item, departure=departure))
+    arrivals = _arrive(connection, gone)
     for n, error in zip(left, arrivals, strict=True):
         if error is not None:
             outcomes[n] = error
@@ -63,10 +72,13 @@ def complete(connection: Connection) -> int:
     for names in connection.partitions:
         [pairs] = connection.read([("HGETALL", names.transit)])
         found = pairs.items() if isinstance(pairs, dict) else zip(pairs[::2], pairs[1::2], strict=True)
-        for request, data in found:
+        for field, data in found:
+            request, departure = field[:REQUEST_BYTES], field[REQUEST_BYTES:]
             body, mall, store, other, sku, amount, _ = layouts.TRANSIT.unpack(data)
             actor = data[layouts.TRANSIT.size :].decode()
-            waiting.append(TransferItem(request, body, mall, store, other, sku, amount, actor))
+            waiting.append(
+                TransferItem(request, body, mall, store, other, sku, amount, actor, departure=departure)
+            )
     for error in _arrive(connection, waiting):
         if error is not None:
             raise error
@@ -98,15 +110,21 @@ def _step(
         head = layouts.TRANSFER_ITEM.pack(
             step,
             keys.index(names.stock(item.mall_id, store)),
-            keys.index(names.arrival(item.request) if arriving else names.stock_answer(item.request)),
+            keys.index(
+                names.arrival(item.request, other, item.departure)
+                if arriving
+                else names.stock_answer(item.request)
+            ),
             keys.index(names.transit),
             item.request,
             item.body,
+            item.departure,
             item.mall_id,
             store,
             other,
             item.sku_id,
             item.amount,
+            item.finding.number if item.finding and step is TransferStep.OUT else 0,
             len(actor),
         )
         return head + actor
@@ -123,8 +141,9 @@ def _answer(connection: Connection, item: TransferItem, reply: bytes) -> Transfe
     partition = partition_of_store(item.from_store_id, len(connection.partitions))
     return TransferAnswer(
         verdict=TransferVerdict.numbered(verdict),
-        figures=StockFigures(sku, on_hand, reserved, baseline, tier),
+        figures=None if item.finding and not epoch else StockFigures(sku, on_hand, reserved, baseline, tier),
         sku_id=sku,
+        store_id=0 if epoch else item.finding_store_id,
         event=EventId(partition, epoch, seq) if epoch else None,
         replayed=reply[0] == _REMEMBERED,
     )

@@ -10,8 +10,13 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
 
-from engine import issuance, redemption, stock
+from engine import issuance, limits, redemption, review, stock
 from engine.calls import (
+    ConfirmAnswer,
+    ConfirmRequest,
+    ExtendAnswer,
+    ExtendRequest,
+    HoldAnswer,
     InspectAnswer,
     InspectRequest,
     IssueAnswer,
@@ -21,16 +26,23 @@ from engine.calls import (
     RedeemRequest,
     RenderAnswer,
     RenderRequest,
+    ReverseAnswer,
+    ReverseRequest,
+    ReviewAnswer,
+    ReviewRequest,
     StockAnswer,
     StockChange,
     StockFigures,
     StockRequest,
+    TransferAnswer,
+    TransferRequest,
     VoidAnswer,
     VoidRequest,
 )
-from engine.claims import Line, Position, Suite, Terminal, Version
+from engine.claims import Decision, Line, Position, Suite, Terminal, Version
 from engine.deployment import Deployment, Durability
 from engine.errors import PickgateError
+from engine.policies import Policy
 from engine.state.events import Event, parse
 from engine.state.keys import partition_of_store
 from engine.stores import CatalogueEntry, Mall, Store
@@ -41,6 +53,9 @@ MALL: Final = 1
 OTHER_MALL: Final = 2
 PARTITIONS: Final = 4
 SKUS: Final = tuple(range(100, 108))
+BUNDLE: Final = 200
+"""A bundle that Shop.put_bundle puts: one unit of SKU 100 and two of SKU 101."""
+REVIEWER: Final = "ops:ann"
 LATITUDE_DEG, LONGITUDE_DEG = 31.2304, 121.4737
 START_MS: Final = 1_800_000_000_000
 
@@ -217,8 +232,21 @@ class Shop:
     def issue(self, **fields: Any) -> IssueAnswer:
         return settled(issuance.issue(self.deployment, [self.issue_request(**fields)])[0])
 
-    def render(self, uid: bytes, count: int = 1, mall_id: int = MALL) -> RenderAnswer:
-        return settled(issuance.render(self.deployment, [RenderRequest(mall_id, uid, count)])[0])
+    def hold(self, **fields: Any) -> HoldAnswer:
+        return settled(issuance.hold(self.deployment, [self.issue_request(**fields)])[0])
+
+    def confirm(self, uid: bytes, *, mall_id: int = MALL, request_id: str = "") -> ConfirmAnswer:
+        request = ConfirmRequest(mall_id, request_id or self.new_id(), uid)
+        return settled(issuance.confirm(self.deployment, [request])[0])
+
+    def extend(
+        self, uid: bytes, expires_at_s: int, *, mall_id: int = MALL, request_id: str = ""
+    ) -> ExtendAnswer:
+        request = ExtendRequest(mall_id, request_id or self.new_id(), uid, expires_at_s)
+        return settled(issuance.extend(self.deployment, [request])[0])
+
+    def render(self, uid: bytes, count: int = 1, mall_id: int = MALL, **fields: Any) -> RenderAnswer:
+        return settled(issuance.render(self.deployment, [RenderRequest(mall_id, uid, count, **fields)])[0])
 
     def show(self, uid: bytes) -> str:
         """Text of the payload to show now."""
@@ -237,6 +265,52 @@ class Shop:
         request = VoidRequest(mall_id, request_id or self.new_id(), uid, **fields)
         return settled(issuance.void(self.deployment, [request])[0])
 
+    def reverse(
+        self, uid: bytes, *, terminal: Terminal | None = None, request_id: str = "", **fields: Any
+    ) -> ReverseAnswer:
+        request = ReverseRequest(
+            terminal or Terminal(MALL, STORE, 7), request_id or self.new_id(), uid, **fields
+        )
+        return settled(redemption.reverse(self.deployment, [request])[0])
+
+    def decide(
+        self,
+        uid: bytes,
+        decision: Decision,
+        *,
+        actor: str = REVIEWER,
+        mall_id: int = MALL,
+        request_id: str = "",
+        **fields: Any,
+    ) -> ReviewAnswer:
+        request = ReviewRequest(mall_id, request_id or self.new_id(), uid, decision, actor, **fields)
+        return settled(review.decide(self.deployment, [request])[0])
+
+    def transfer_request(self, amount: int = 1, **fields: Any) -> TransferRequest:
+        given: dict[str, Any] = {
+            "mall_id": MALL,
+            "request_id": "",
+            "from_store_id": STORE,
+            "to_store_id": FAR_STORE,
+            "sku_id": 100,
+        }
+        given |= fields
+        given["request_id"] = given["request_id"] or self.new_id()
+        return TransferRequest(amount=amount, **given)
+
+    def transfer(self, amount: int = 1, **fields: Any) -> TransferAnswer:
+        return settled(stock.transfer(self.deployment, [self.transfer_request(amount, **fields)])[0])
+
+    def lock(self, uid: bytes, *, actor: str = "clerk:bob") -> None:
+        """Lock a static code by three wrong PINs."""
+        [issued] = issuance.get(self.deployment, MALL, [uid])
+        assert issued is not None
+        rendered = self.render(uid)
+        wrong = f"{(int(rendered.pin) + 1) % 1_000_000:06d}"
+        terminal = Terminal(MALL, issued.store_id, 7)
+        for _ in range(limits.TRIES_MAX):
+            self.redeem(rendered.payloads[0].text, pin=wrong, actor=actor, terminal=terminal)
+
     def record(self, uid: bytes, mall_id: int = MALL) -> Record:
         [found] = issuance.get(self.deployment, mall_id, [uid])
         assert found is not None
@@ -250,6 +324,18 @@ class Shop:
         self.deployment.control.put_stores(
             [store(store_id, **fields)], request_id=self.new_id(), actor="test"
         )
+
+    def put_bundle(self, parts: tuple[tuple[int, int], ...] = ((100, 1), (101, 2)), **fields: Any) -> None:
+        """Put the bundle into both malls' catalogues."""
+        self.deployment.control.put_catalogue(
+            [CatalogueEntry(mall, BUNDLE, "Bundle", parts=parts, **fields) for mall in (MALL, OTHER_MALL)],
+            request_id=self.new_id(),
+            actor="test",
+        )
+
+    def put_policies(self, *items: Policy) -> None:
+        """Put policies, each whole."""
+        self.deployment.control.put_policies(items, request_id=self.new_id(), actor="test")
 
     # --- what the store holds ---------------------------------------------------------------------------------
     def events(self) -> list[Event]:
@@ -281,6 +367,7 @@ _READERS: Final = {
     b"hash": ("HGETALL",),
     b"string": ("GET",),
     b"stream": ("XRANGE", "-", "+"),
+    b"zset": ("ZRANGE", "0", "-1", "WITHSCORES"),
 }
 
 

@@ -129,8 +129,9 @@ def test_the_server_has_every_method_and_no_other() -> None:
         for service in file.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
-    served = {**services.METHODS, **services.STREAMS}
-    assert {name: method.request.DESCRIPTOR.full_name for name, method in served.items()} == contract
+    served = {name: method.request for name, method in services.METHODS.items()}
+    served |= {name: stream.request for name, stream in services.STREAMS.items()}
+    assert {name: request.DESCRIPTOR.full_name for name, request in served.items()} == contract
     streaming = {
         f"{service.name}.{method.name}"
         for file in FILES

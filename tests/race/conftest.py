@@ -9,8 +9,10 @@ from typing import Final
 import pytest
 
 from engine.state.server import EmbeddedServer
+from tests.race import heats
 from tests.race import shop as shops
 from tests.race.books import check_books
+from tests.race.heats import Course
 from tests.race.rivals import Rivals, rivals
 from tests.race.shop import Shop
 
@@ -49,3 +51,18 @@ def shop(_session_shop: Shop) -> Iterator[Shop]:
 def rounds() -> int:
     """How often to repeat a race."""
     return 60 if SOAK else 4
+
+
+@pytest.fixture(scope="session")
+def course(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Course]:
+    """Three processes with four threads each for heats, on a store of their own that keeps nothing on disk."""
+    with EmbeddedServer(tmp_path_factory.mktemp("heats") / "data", durability="memory") as server:
+        heats.create(server.url)
+        with heats.course(server.url) as opened:
+            yield opened
+
+
+@pytest.fixture
+def runs() -> int:
+    """How many runs of heats.HEATS heats."""
+    return 20 if SOAK else 1

@@ -162,6 +162,15 @@ local function write_lines(lines)
   return table.concat(parts)
 end
 
+-- Which lines of the record were moved, one byte each: two lines may name one SKU, so the SKU alone doesn't say it.
+local function write_places(taken)
+  local parts = {}
+  for n, take in ipairs(taken) do
+    parts[n] = string.char(take.n)
+  end
+  return table.concat(parts)
+end
+
 local function write_bundles(bundles)
   local parts = {}
   for n, bundle in ipairs(bundles) do
@@ -255,6 +264,11 @@ local function write_figures(key, mall, store, figures)
   for sku in pairs(figures) do skus[#skus + 1] = sku end
   table.sort(skus)
   for _, sku in ipairs(skus) do write_stock(key, mall, store, sku, figures[sku]) end
+end
+
+-- A code's time is over from its expiry on, whether or not the sweep has come by: no answer may depend on when it comes.
+local function is_over(r)
+  return r.state == STATE.EXPIRED or (r.state < STATE.REDEEMED and r.exp * 1000 <= now)
 end
 
 -- Give back what a code still reserves. Returns the lines that had something left, and the figures to be written.

@@ -29,9 +29,7 @@ local function confirm(item)
   local r = bytes and read_record(bytes)
   if not r or r.mall ~= mall then return 'A' .. answer(CONFIRM.UNKNOWN_CODE, nil, 0) end
   if r.state == STATE.VOIDED then return 'A' .. answer(CONFIRM.VOIDED, r, 0) end
-  if r.state == STATE.EXPIRED or (r.state == STATE.HELD and r.exp * 1000 <= now) then
-    return 'A' .. answer(CONFIRM.EXPIRED, r, 0)
-  end
+  if is_over(r) then return 'A' .. answer(CONFIRM.EXPIRED, r, 0) end
   if r.state ~= STATE.HELD then return 'A' .. answer(CONFIRM.ALREADY_CONFIRMED, r, 0) end
 
   r.state, r.exp = STATE.LIVE, exp

@@ -3,8 +3,8 @@
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one CHANGE_ITEM each
 -- ITEM   uid:c8 record_key:I2 answer_key:I2 due_key:I2 request:c12 body:c8 mall:I4 exp:I4 actor_len:I2
 -- ANSWER verdict:B at:I6 exp:I4 epoch:I4 seq:I6
--- RETURN per item one byte and, but for X, a CHANGE_ANSWER: A decided now · R remembered · X request id reused with another
---        body
+-- RETURN per item one byte and, but for X and M, a CHANGE_ANSWER: A decided now · R remembered · X request id reused with
+--        another body · M the code has too many remembered changes
 --
 -- Only ever later, and never past TTL_S_MAX from the issue: the keys that a static code needs live no longer.
 
@@ -30,10 +30,11 @@ local function extend(item)
   if not r or r.mall ~= mall then return 'A' .. answer(EXTEND.UNKNOWN_CODE, nil, 0) end
   if r.state == STATE.REDEEMED then return 'A' .. answer(EXTEND.ALREADY_REDEEMED, r, 0) end
   if r.state == STATE.VOIDED then return 'A' .. answer(EXTEND.VOIDED, r, 0) end
+  if is_over(r) then return 'A' .. answer(EXTEND.EXPIRED, r, 0) end
   if r.state == STATE.HELD then return 'A' .. answer(EXTEND.NOT_CONFIRMED, r, 0) end
-  if r.state == STATE.EXPIRED or r.exp * 1000 <= now then return 'A' .. answer(EXTEND.EXPIRED, r, 0) end
   if exp <= r.exp then return 'A' .. answer(EXTEND.NOT_LATER, r, 0) end
   if exp > floor(r.issued / 1000) + LIMIT.TTL_S_MAX then return 'A' .. answer(EXTEND.TOO_LONG, r, 0) end
+  if #r.requests >= 12 * LIMIT.REMEMBERED_REQUESTS_MAX then return 'M' end
 
   r.exp = exp
   r.requests = r.requests .. request

@@ -32,6 +32,7 @@ end
 local function find_wanted(r, sku, count)
   for _, bundle in ipairs(r.bundles) do
     if bundle.sku == sku then
+      if bundle.units < count then return nil end
       local parts = {}
       for n = bundle.first, bundle.first + bundle.n - 1 do
         local line = r.lines[n]
@@ -107,12 +108,11 @@ local function redeem(item)
     return refuse(REDEEM.ALREADY_REDEEMED, r, { at = r.last_at, terminal = r.last_terminal })
   end
   if r.state == STATE.VOIDED then return refuse(REDEEM.VOIDED, r, { at = r.changed }) end
-  if r.state == STATE.EXPIRED then return refuse(REDEEM.EXPIRED, r) end
+  if is_over(r) then return refuse(REDEEM.EXPIRED, r) end
   if r.state == STATE.LOCKED then
     return refuse(REDEEM.LOCKED, r, { epoch = r.lock_epoch, seq = r.lock_seq })
   end
   if r.state == STATE.HELD then return refuse(REDEEM.NOT_CONFIRMED, r) end
-  if r.exp * 1000 <= now then return refuse(REDEEM.EXPIRED, r) end
 
   -- the payload's own freshness, then the store
   if stale ~= 0 then return refuse(REDEEM.STALE_CODE, r) end
@@ -187,7 +187,7 @@ local function redeem(item)
     touch(r)
   end
   local number = emit(EVENT_TYPE.REDEEMED, mall, store, uid, terminal, request, body, actor,
-    pack('>BBBB', r.state, r.cycle, bucket, #lines) .. write_lines(lines))
+    pack('>BBBB', r.state, r.cycle, bucket, #lines) .. write_lines(lines) .. write_places(taken) .. (burnt or ''))
   write_figures(stock_key, mall, store, figures)
   local kept = answer(REDEEM.REDEEMED, r, { epoch = epoch, seq = number, terminal = terminal, lines = lines, bucket = bucket })
   place(record_key, uid, write_record(r))

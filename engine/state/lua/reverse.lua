@@ -41,6 +41,7 @@ local function choose(r, item, at, n_wanted)
     local found = {}
     for _, bundle in ipairs(r.bundles) do
       if bundle.sku == sku then
+        if bundle.units < count then return nil, sku end
         for n = bundle.first, bundle.first + bundle.n - 1 do
           local line = r.lines[n]
           local part = count * line.count / bundle.units
@@ -62,12 +63,21 @@ local function choose(r, item, at, n_wanted)
   return back
 end
 
--- With a release the units leave the code: the bundles they were parts of shrink with them.
+-- With a release the units leave the code: the bundles they were parts of shrink with them. A bundle that has left the code
+-- altogether has no units by which its parts could be counted, and keeps none.
 local function shrink_bundles(r)
   for _, bundle in ipairs(r.bundles) do
-    local line = r.lines[bundle.first]
-    bundle.units = math.floor(bundle.units * line.count / line.before + 0.5)
+    if bundle.units > 0 then
+      local line = r.lines[bundle.first]
+      bundle.units = line.count / (line.before / bundle.units)
+    end
   end
+end
+
+local function units_out(r)
+  local out = 0
+  for _, line in ipairs(r.lines) do out = out + line.count - line.left end
+  return out
 end
 
 local function reverse(item)
@@ -89,15 +99,12 @@ local function reverse(item)
   local r = bytes and read_record(bytes)
   if not r or r.mall ~= mall then return 'A' .. answer(REVERSE.UNKNOWN_CODE, nil) end
   if r.store ~= store then return 'A' .. answer(REVERSE.WRONG_STORE, r) end
-  if r.last_at == 0 then return 'A' .. answer(REVERSE.NOT_REDEEMED, r) end
-  if r.state ~= STATE.REDEEMED and r.state ~= STATE.PARTLY and r.state ~= STATE.LOCKED then
-    return 'A' .. answer(r.state == STATE.LIVE and REVERSE.NOT_REDEEMED or REVERSE.REVERSAL_CLOSED, r)
-  end
-  if r.last_at + window_s * 1000 < now then return 'A' .. answer(REVERSE.REVERSAL_CLOSED, r) end
+  if units_out(r) == 0 then return 'A' .. answer(REVERSE.NOT_REDEEMED, r) end
+  if r.state == STATE.VOIDED or is_over(r) then return 'A' .. answer(REVERSE.REVERSAL_CLOSED, r) end
+  if r.last_at + window_s * 1000 <= now then return 'A' .. answer(REVERSE.REVERSAL_CLOSED, r) end
   if r.cycle >= cycles_max then return 'A' .. answer(REVERSE.REVERSAL_LIMIT, r) end
   local back, missing = choose(r, item, at, n_lines)
   if not back then return 'A' .. answer(REVERSE.NOT_REDEEMED, r, { sku = missing }) end
-  if #back == 0 then return 'A' .. answer(REVERSE.NOT_REDEEMED, r) end
 
   local figures_of, figures = stock_reader(stock_key)
   local lines = {}
@@ -115,10 +122,8 @@ local function reverse(item)
     lines[n] = { sku = line.sku, count = take.count, left = line.left }
   end
   if release_units then shrink_bundles(r) end
-  local out, left = 0, 0
-  for _, line in ipairs(r.lines) do
-    out, left = out + line.count - line.left, left + line.left
-  end
+  local out, left = units_out(r), 0
+  for _, line in ipairs(r.lines) do left = left + line.left end
   r.cycle = r.cycle + 1
   r.requests = r.requests .. request
   if left == 0 and out == 0 then
@@ -135,7 +140,7 @@ local function reverse(item)
     touch(r)
   end
   local number = emit(EVENT_TYPE.REVERSED, mall, store, uid, terminal, request, body, actor,
-    pack('>BBBI4BI2', r.state, r.cycle, release_units and 1 or 0, r.exp, #lines, #reason) .. write_lines(lines) .. reason)
+    pack('>BBBI4BI2', r.state, r.cycle, release_units and 1 or 0, r.exp, #lines, #reason) .. write_lines(lines) .. write_places(back) .. reason)
   write_figures(stock_key, mall, store, figures)
   kept = answer(REVERSE.REVERSED, r, { seq = number, lines = lines })
   place(record_key, uid, write_record(r))

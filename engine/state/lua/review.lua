@@ -40,9 +40,7 @@ local function review(item)
   local bytes = look(record_key, uid)
   local r = bytes and read_record(bytes)
   if not r or r.mall ~= mall or r.store ~= store then return 'A' .. answer(REVIEW.UNKNOWN_CODE, 0, {}) end
-  if r.state == STATE.EXPIRED or (r.state == STATE.LOCKED and r.exp * 1000 <= now) then
-    return 'A' .. answer(REVIEW.EXPIRED, 0, {})
-  end
+  if is_over(r) then return 'A' .. answer(REVIEW.EXPIRED, 0, {}) end
   if r.state ~= STATE.LOCKED then return 'A' .. answer(REVIEW.NOT_LOCKED, 0, {}) end
   if made_by(look(KEYS[4], uid) or '', actor) then return 'A' .. answer(REVIEW.OWN_TRY, 0, {}) end
 

@@ -3,8 +3,9 @@
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one TRY_ITEM each
 -- ITEM   uid:c8 record_key:I2 answer_key:I2 request:c12 body:c8 mall:I4 verdict:B bucket:B actor_len:I2
 -- ANSWER verdict:B at:I6 epoch:I4 seq:I6 tries_left:B
--- RETURN per item one byte and, but for X, a TRY_ANSWER: A decided now · R remembered · X request id reused with another body ·
---        N the code can't be tried now (gone, ended, locked, held, another mall's): nothing was counted
+-- RETURN per item one byte and, but for X, M and N, a TRY_ANSWER: A decided now · R remembered · X request id reused with
+--        another body · M the code has too many remembered changes · N the code can't be tried now (gone, ended, locked, held,
+--        another mall's): nothing was counted
 
 local failed = begin()
 if failed then return failed end
@@ -24,6 +25,7 @@ local function try(item)
   if not r or r.mall ~= mall or (r.state ~= STATE.LIVE and r.state ~= STATE.PARTLY) or r.exp * 1000 <= now then
     return 'N'
   end
+  if #r.requests >= 12 * LIMIT.REMEMBERED_REQUESTS_MAX then return 'M' end
   local number, locked = burn_try(r, uid, r.store, 0, request, body, actor, verdict, bucket)
   kept = pack(TRY_ANSWER, locked and RENDER.LOCKED or verdict, now, epoch, number, LIMIT.TRIES_MAX - r.tries)
   place(record_key, uid, write_record(r))

@@ -31,7 +31,7 @@ local function void(item)
   if not r or r.mall ~= mall or r.store ~= store then return 'A' .. answer(VOID.UNKNOWN_CODE, now, 0, 0, {}) end
   if r.state == STATE.REDEEMED then return 'A' .. answer(VOID.ALREADY_REDEEMED, r.last_at, 0, r.last_terminal, {}) end
   if r.state == STATE.VOIDED then return 'A' .. answer(VOID.ALREADY_VOIDED, r.changed, 0, 0, {}) end
-  if r.state == STATE.EXPIRED or r.exp * 1000 <= now then return 'A' .. answer(VOID.EXPIRED, r.exp * 1000, 0, 0, {}) end
+  if is_over(r) then return 'A' .. answer(VOID.EXPIRED, r.exp * 1000, 0, 0, {}) end
 
   local lines, figures = release(r, stock_key)
   r.requests = r.requests .. request
