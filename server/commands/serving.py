@@ -119,12 +119,15 @@ def _run(console: Console, settings: Settings, deployment: Deployment, stopping:
         deployment.control.refresh().usable_keys()
 
     server = Server(deployment, settings.listen, threads=settings.threads, look=look).start()
+    sweeper = Sweeper(deployment)
+    sweeper.start()
     try:
         _announce(console, settings, server)
         stopping.wait()
         _log.info("stopping: calls in flight have %g s", settings.grace_s)
     finally:
         server.stop(settings.grace_s)
+        sweeper.stop()
     _log.info("stopped")
 
 
