@@ -15,6 +15,7 @@ import click
 from rich.console import Console as RichConsole
 
 from engine.deployment import Deployment
+from engine.expiry import Sweeper
 from server import opening
 from server.config import PASSPHRASE_BESIDE_DATA, Settings, redacted
 from server.console import Console, ask_passphrase, command
