@@ -97,11 +97,12 @@ def test_a_torn_tail_after_a_kill_costs_nothing_acknowledged(store: EmbeddedServ
     with open_shop(store.url) as shop:
         rush, _ = open_rush(shop, EngineCounter(shop.deployment), 40, seed=1)
         with rush:
-            rush.wait_answered(20)
+            rush.reach(20)
             os.kill(store.pid, signal.SIGKILL)
-            until(lambda: rush.history.unanswered() > 0, "the kill is noticed")
             # Down for a while, with what the crash left at the end of its file.
             store.stop()
+            rush.go_on()
+            until(lambda: rush.history.unanswered() > 0, "the store is missed")
             with log_of(store).open("ab") as log:
                 log.write(TORN[what])
             store.start()

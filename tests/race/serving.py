@@ -16,7 +16,7 @@ from typing import Final, Self
 
 from engine.deployment import Deployment
 from pickgate.v1 import store_service_pb2 as store_pb
-from server.client import Client
+from server.client import CallFailed, Client
 from tests.race import shop
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -94,8 +94,15 @@ class Serving:
         """Put the mall, its stores and its catalogue; returns when the server has seen them."""
         with self.open_beside() as deployment, Client(self.address) as client:
             shop.furnish(deployment)
-            asked = store_pb.ListCatalogueRequest(mall_id=shop.MALL, page_size=1)
-            until(lambda: bool(client.call(client.stores.ListCatalogue, asked).entries), "the server's copy")
+
+            def has_seen_them() -> bool:
+                asked = store_pb.ListCatalogueRequest(mall_id=shop.MALL, page_size=1)
+                try:
+                    return bool(client.call(client.stores.ListCatalogue, asked).entries)
+                except CallFailed:  # it does not know the mall yet
+                    return False
+
+            until(has_seen_them, "the server's copy")
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Signal the server, and only it; returns its exit status."""
