@@ -44,8 +44,8 @@ class Folded:
     records: dict[bytes, dict[str, Any]] = field(default_factory=dict)
     numbers: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Epoch and sequence number of each partition's last event."""
-    changes: dict[bytes, int] = field(default_factory=lambda: defaultdict(int))
-    """Events by request digest."""
+    changes: dict[bytes, int] = field(default_factory=dict)
+    """When each request, by its digest, last changed something (unix ms)."""
 
 
 def read_record(data: bytes) -> dict[str, Any]:
@@ -81,8 +81,10 @@ def _number(folded: Folded, event: Event) -> None:
     else:
         assert (event.id.epoch, event.id.seq) == (epoch, seq + 1), event
         if any(event.request):
-            folded.changes[event.request] += 1
-            assert folded.changes[event.request] == 1, f"one request changed twice: {event}"
+            last_ms = folded.changes.get(event.request)
+            # A request may change something again only when its first answer is remembered no more.
+            assert last_ms is None or event.at_ms - last_ms >= limits.AFTERLIFE_S * 1000, event
+            folded.changes[event.request] = event.at_ms
     folded.numbers[event.id.partition] = event.id.epoch, event.id.seq
 
 
