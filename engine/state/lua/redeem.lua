@@ -134,7 +134,7 @@ local function redeem(item)
     if s.on_hand < take.count then return refuse(REDEEM.OUT_OF_STOCK, r, { sku = sku }) end
     figures[n] = s
   end
-  if dry then return 'A' .. answer(REDEEM.REDEEMED, r, { lines = r.lines, bucket = bucket }) end
+  if dry then return 'A' .. answer(REDEEM.REDEEMED, r, { at = r.last_at, lines = r.lines, bucket = bucket }) end
 
   -- everything is decided: take the stock, mark the code, number the event
   local lines, all_taken = {}, true
