@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from engine.state.events import EventType
 from engine.state.server import EmbeddedServer
 from engine.verdict import RedeemVerdict
 from tests.conftest import StoreFactory
-from tests.fault.conftest import SOAK
 from tests.fault.rush import EngineCounter, open_rush
 from tests.race.books import check_books
 from tests.race.serving import until
@@ -68,7 +68,9 @@ def test_a_change_cut_anywhere_never_happened(
             assert record is not None
             assert record.state is State.LIVE
             # And the terminal, which retries, gets it now; the acknowledged one gets its answer again.
-            first, second = map(sound, redemption.redeem(shop.deployment, requests))
+            [fresh] = shop.show([cut])
+            retries = [requests[0], replace(requests[1], code=fresh)]
+            first, second = map(sound, redemption.redeem(shop.deployment, retries))
             assert (first.replayed, first.event, first.at_ms) == (
                 True,
                 acknowledged.event,

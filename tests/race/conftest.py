@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Final
 
@@ -12,9 +11,8 @@ from engine.state.server import EmbeddedServer
 from tests.race import shop as shops
 from tests.race.books import check_books
 from tests.race.rivals import Rivals, rivals
-from tests.race.shop import Shop
+from tests.race.shop import SOAK, Shop
 
-SOAK: Final = os.environ.get("PICKGATE_SOAK") == "1"
 PROCESSES: Final = 3
 
 
