@@ -21,7 +21,7 @@ from tests.conftest import StoreFactory
 from tests.fault.rush import EngineCounter, open_rush
 from tests.race.books import check_books
 from tests.race.serving import until
-from tests.race.shop import open_shop, sound, terminal
+from tests.race.shop import SOAK, open_shop, sound, terminal
 
 pytestmark = pytest.mark.fault
 
