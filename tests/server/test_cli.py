@@ -5,6 +5,7 @@ A command is run as a process where that matters (what people see, errors, signa
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import select
@@ -445,6 +446,17 @@ def test_a_signal_ends_the_server_in_order(tmp_path: Path, number: signal.Signal
         made.process.send_signal(number)
         assert made.process.wait(30) == 0
         assert "stopped" in (tmp_path / "server.log").read_text()
+
+
+def test_a_signal_that_meets_another_thread_than_the_main_one_ends_the_server_too(tmp_path: Path) -> None:
+    """The kernel may give a signal of the process to any thread; the main one sleeps on."""
+    with ExitStack() as stack:
+        made = serve(stack, tmp_path / "data", tmp_path, "--durability", "memory")
+        pid = made.process.pid
+        other = max(int(task.name) for task in Path(f"/proc/{pid}/task").iterdir())
+        assert other != pid
+        assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
+        assert made.process.wait(15) == 0
 
 
 def test_init_then_serve_on_a_given_store(tmp_path: Path, make_store: Any) -> None:
