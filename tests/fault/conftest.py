@@ -39,4 +39,4 @@ def serving(tmp_path: Path) -> Iterator[Serving]:
 @pytest.fixture
 def rounds() -> int:
     """How often to repeat a fault."""
-    return 20 if SOAK else 1
+    return 8 if SOAK else 1
