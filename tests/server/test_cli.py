@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import pty
 import select
 import signal
 import stat
@@ -357,6 +358,43 @@ def test_keys_are_rotated_under_a_running_server(served: Served) -> None:
     assert "verify_only" in shown
     for word in ("secret", "private"):
         assert word not in shown.lower()
+
+
+def test_a_person_is_asked_for_the_passphrase_without_an_echo(tmp_path: Path) -> None:
+    done = inside("init", "--json", PICKGATE_DATA_DIR=str(tmp_path / "data"))
+    assert done.returncode == 0
+    kept = tmp_path / "data" / "passphrase"
+    passphrase = kept.read_text().strip()
+    kept.rename(tmp_path / "elsewhere")
+
+    ours, theirs = pty.openpty()
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-m", "server.cli", "keys", "list", "--json"],
+            cwd=tmp_path,
+            env=environment(PICKGATE_DATA_DIR=str(tmp_path / "data")),
+            stdin=theirs,
+            stderr=theirs,
+            stdout=subprocess.PIPE,
+            text=True,
+            # No controlling terminal: it asks on what it was given, not on the terminal of who runs the tests.
+            start_new_session=True,
+        ) as process:
+            seen = b""
+            while b"Passphrase" not in seen:
+                ready, _, _ = select.select([ours], [], [], START_BOUND_S)
+                assert ready, seen
+                seen += os.read(ours, 1024)
+            os.write(ours, passphrase.encode() + b"\n")
+            assert process.stdout
+            assert len(json.loads(process.stdout.read())["keys"]) == 9
+            assert process.wait(30) == 0
+        while select.select([ours], [], [], 0)[0]:
+            seen += os.read(ours, 1024)
+        assert passphrase.encode() not in seen
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 # --- life of the server --------------------------------------------------------------------------------------------
