@@ -10,6 +10,8 @@ PICKGATE_BUILD ?= release
 ARGS ?=
 export PICKGATE_BUILD
 
+# By another name: a recipe line that names MAKE itself runs even under `make -n`.
+REBUILD := $(MAKE)
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 KERNELS := $(patsubst ext/%.pyx,ext.%,$(wildcard ext/*.pyx))
@@ -127,16 +129,16 @@ check-stubs: setup
 
 # The kernels of these two kinds are of no use afterwards (the first can't even be loaded alone): build release again.
 sanitize: setup ## Kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	@status=0; $(MAKE) PICKGATE_BUILD=sanitize build && \
+	@status=0; $(REBUILD) PICKGATE_BUILD=sanitize build && \
 		PICKGATE_BUILD=sanitize LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc \
 		$(PY) -m pytest tests/ext -p no:cacheprovider --capture=sys $(ARGS) || status=$$?; \
-		$(MAKE) PICKGATE_BUILD=release build; exit $$status
+		$(REBUILD) PICKGATE_BUILD=release build; exit $$status
 
 coverage: setup ## Tests with line coverage, kernels included; the report is htmlcov/index.html
-	@status=0; $(MAKE) PICKGATE_BUILD=coverage build && \
+	@status=0; $(REBUILD) PICKGATE_BUILD=coverage build && \
 		{ $(PY) -m coverage run -m pytest $(ARGS); $(PY) -m coverage html --quiet; $(PY) -m coverage report; } || status=$$?; \
-		rm -f ext/*.c; $(MAKE) PICKGATE_BUILD=release build; exit $$status
+		rm -f ext/*.c; $(REBUILD) PICKGATE_BUILD=release build; exit $$status
 
 # --- upkeep -------------------------------------------------------------------------------------------------------
 

@@ -72,6 +72,7 @@ BULK_MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
 STORE_TIMEOUT_S: Final = 3.0
 """One round trip to the store, fsync included; past it the answer is UNAVAILABLE and the call can be retried."""
 REPLICATION_TIMEOUT_MS: Final = 1_000
+"""Of WAIT and of WAITAOF, one behind the other: twice this and a script fit into STORE_TIMEOUT_S."""
 ATTEMPTS_KEPT: Final = 10_000
 """Refused attempts kept per partition (a bounded stream outside the fold)."""
 STOCK_ANSWER_TTL_S: Final = AFTERLIFE_S

@@ -394,7 +394,7 @@ class RedeemVerdict(Verdict):
         Answer(
             Next.ASK_CUSTOMER,
             "提货密码错误，还可尝试 {tries_left} 次。",
-            "Wrong PIN: {tries_left} tries left.",
+            "Wrong PIN. Tries left: {tries_left}.",
         ),
     )
     LOCKED = 14, _LOCKED

@@ -28,7 +28,7 @@ import numpy as np
 
 from ext.datum import Datum
 
-from libc.math cimport atan2, cos, fabs, isnan, sin, sqrt
+from libc.math cimport atan2, cos, fabs, fmax, isnan, sin, sqrt
 from libc.stdint cimport uint8_t
 
 from ext.geo cimport RAD_PER_DEGREE, SEMI_MAJOR_M, curvature, scaled_square, sine_squared
@@ -168,7 +168,8 @@ cdef int check_degrees(str name, const double[::1] column, double limit) except 
 cdef inline double distance_of(double lat1, double lon1, double lat2, double lon2) noexcept nogil:
     cdef double sine2 = sine_squared(lat1, lat2)
     cdef double w = curvature(sine2)
-    return SEMI_MAJOR_M * sqrt(scaled_square(lat1, lon1, lat2, lon2, sine2, w) / (w * w * w))
+    # At a pole the squared cosine, a difference, may round to just below zero.
+    return SEMI_MAJOR_M * sqrt(fmax(0.0, scaled_square(lat1, lon1, lat2, lon2, sine2, w)) / (w * w * w))
 
 
 cdef inline double excess(double lat, double lon, double lat0, double lon0, double radius2) noexcept nogil:

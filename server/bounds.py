@@ -36,7 +36,8 @@ SHOWN_CHARS_MAX: Final = 60
 
 THREADS_DEFAULT: Final = 16
 """Calls worked on at the same time; each waits mostly for the store."""
-THREADS_MAX: Final = 256
+THREADS_MAX: Final = 64
+"""As many as one process has connections to its store (engine.state.connection): more would only wait for one."""
 CALLS_WAITING_MAX: Final = 2_048
 """Calls accepted and not yet answered; past it the answer is RESOURCE_EXHAUSTED."""
 WATCH_THREADS_SPARE: Final = 4

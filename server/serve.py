@@ -54,6 +54,7 @@ class Server:
         listen: where to listen, at least one.
         threads: calls worked on at the same time.
         look: raises PickgateError while calls can't be answered; asked each second for the health service.
+        calls_max: calls accepted and not yet answered; one more is RESOURCE_EXHAUSTED.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Server:
         *,
         threads: int = bounds.THREADS_DEFAULT,
         look: Callable[[], object],
+        calls_max: int = bounds.CALLS_WAITING_MAX,
     ) -> None:
         self._listen = tuple(listen)
         self._look = look
@@ -82,7 +84,7 @@ class Server:
             self._pool,
             handlers=services.handlers(deployment, self._watches, self._watch_pool),
             options=_OPTIONS,
-            maximum_concurrent_rpcs=bounds.CALLS_WAITING_MAX,
+            maximum_concurrent_rpcs=calls_max,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -90,13 +92,14 @@ class Server:
         )
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="pickgate-health-look", daemon=True)
+        self._told: str | None = None
         self.addresses: tuple[str, ...] = ()
         """Where it listens, with the real ports; set by `start`."""
 
     def start(self) -> Self:
         """Listen and answer. Raises SetupError when an address can't be had."""
         self.addresses = tuple(self._bind(listen) for listen in self._listen)
-        self._tell_health(self._healthy())
+        self._tell_health(self._trouble())
         self._server.start()
         self._watcher.start()
         self._sweeper.start()
@@ -146,34 +149,37 @@ class Server:
             return listen.address
         return f"{listen.address.rpartition(':')[0]}:{port}"
 
-    def _healthy(self) -> bool:
+    def _trouble(self) -> str:
+        """Why calls can't be answered now; '' when they can."""
         try:
             self._look()
         except PickgateError as error:
-            _log.warning("not serving: %s: %s", error.slug, error.message)
-            return False
-        except Exception:
-            _log.exception("not serving: the look at the store failed")
-            return False
-        return True
+            return f"{error.slug}: {error.message}"
+        except Exception as error:
+            # A defect must not end the watching: health would say for ever what it said last.
+            _log.exception("the look at the store failed")
+            return f"{type(error).__name__}, see above"
+        return ""
 
-    def _tell_health(self, healthy: bool) -> None:
+    def _tell_health(self, trouble: str) -> None:
+        """Set the health of every service. Logged when it changes, not each second."""
+        if trouble == self._told:
+            return
+        if trouble:
+            _log.warning("not serving: %s", trouble)
+        elif self._told:
+            _log.warning("serving again")
+        self._told = trouble
         status = (
-            health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING
+            health_pb2.HealthCheckResponse.NOT_SERVING if trouble else health_pb2.HealthCheckResponse.SERVING
         )
         for name in self._names:
+            # After enter_graceful_shutdown() the service ignores what is set here.
             self._health.set(name, status)
 
     def _watch(self) -> None:
-        told: bool | None = None
         while not self._stopping.wait(bounds.HEALTH_LOOK_S):
-            healthy = self._healthy()
-            if healthy is not told:
-                # After enter_graceful_shutdown() the service ignores what is set here.
-                self._tell_health(healthy)
-                if told is not None:
-                    _log.warning("serving again" if healthy else "health says NOT_SERVING now")
-                told = healthy
+            self._tell_health(self._trouble())
 
 
 def _answers(path: str) -> bool:

@@ -50,7 +50,7 @@ class Durability(Enum):
     FSYNC = "fsync"
     """It is on the store's disk (appendonly with appendfsync always)."""
     REPLICATED = "replicated"
-    """It is on the store's disk and on that of n replicas (WAITAOF behind each batch)."""
+    """It is on the store's disk and on that of n replicas (WAIT and WAITAOF behind each batch)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +281,9 @@ class Connection:
                 "EVALSHA", call.script.sha, len(call.keys), *call.keys, *head, *call.args
             )
         if self.durability is Durability.REPLICATED:
+            # WAIT first: what a replica acknowledges in answer to a first question is what it had synced before it read
+            # the batch, and its next acknowledgement comes by itself a second later. By the second question it has synced.
+            pipeline.execute_command("WAIT", self.replicas, limits.REPLICATION_TIMEOUT_MS)
             pipeline.execute_command("WAITAOF", 1, self.replicas, limits.REPLICATION_TIMEOUT_MS)
         try:
             outcomes: list[Any] = pipeline.execute(raise_on_error=False)
@@ -289,6 +292,7 @@ class Connection:
             return [translated for _ in calls]
         if self.durability is Durability.REPLICATED:
             reached = outcomes.pop()
+            outcomes.pop()  # of WAIT, which only asked; WAITAOF's counts
             if isinstance(reached, RedisError) or reached[0] < 1 or reached[1] < self.replicas:
                 missed = NotReplicated(
                     f"the change did not reach the disk of {self.replicas} replicas within"

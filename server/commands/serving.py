@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
-from types import FrameType
 
 import click
 from rich.console import Console as RichConsole
 
 from engine.deployment import Deployment
+from engine.expiry import Sweeper
 from server import opening
 from server.config import PASSPHRASE_BESIDE_DATA, Settings, redacted
 from server.console import Console, ask_passphrase, command
 from server.serve import Server
+from server.stopping import StopSignal
 
 _log = logging.getLogger(__name__)
 
@@ -89,18 +88,8 @@ def serve(
         stream=sys.stderr,
         force=True,
     )
-    stopping = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        # The second signal ends the process at once.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        stopping.set()
-
-    # Before the store starts: a signal meanwhile must still end it in order.
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    with opening.store(settings) as url:
+    # Around all: a signal while the store starts must still end it in order.
+    with StopSignal() as stop, opening.store(settings) as url:
         if settings.embedded and not Deployment.exists(url):
             made = opening.create(url, settings, os.environ)
             _log.info("created a new deployment in %s", settings.data_dir)
@@ -111,20 +100,23 @@ def serve(
                     PASSPHRASE_BESIDE_DATA,
                 )
         with opening.open_deployment(url, settings, os.environ, ask=ask_passphrase) as deployment:
-            _run(console, settings, deployment, stopping)
+            _run(console, settings, deployment, stop)
 
 
-def _run(console: Console, settings: Settings, deployment: Deployment, stopping: threading.Event) -> None:
+def _run(console: Console, settings: Settings, deployment: Deployment, stop: StopSignal) -> None:
     def look() -> None:
         deployment.control.refresh().usable_keys()
 
     server = Server(deployment, settings.listen, threads=settings.threads, look=look).start()
+    sweeper = Sweeper(deployment)
+    sweeper.start()
     try:
         _announce(console, settings, server)
-        stopping.wait()
+        stop.wait()
         _log.info("stopping: calls in flight have %g s", settings.grace_s)
     finally:
         server.stop(settings.grace_s)
+        sweeper.stop()
     _log.info("stopped")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -29,9 +28,3 @@ def shop(empty_store_url: str, clock: Clock) -> Iterator[Shop]:
 @pytest.fixture
 def deployment(shop: Shop) -> Deployment:
     return shop.deployment
-
-
-@pytest.fixture(scope="session")
-def histories() -> int:
-    """How many random histories a property is tried on."""
-    return 400 if os.environ.get("PICKGATE_SOAK") == "1" else 20

@@ -57,8 +57,8 @@ class Folded:
     arrivals: dict[Departure, Event] = field(default_factory=dict)
     numbers: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Epoch and sequence number of each partition's last event."""
-    changes: dict[tuple[bytes, EventType], int] = field(default_factory=lambda: defaultdict(int))
-    """Events by request digest."""
+    changes: dict[tuple[bytes, EventType], int] = field(default_factory=dict)
+    """When each request, by its digest, last made an event of a type (unix ms)."""
     crossings: dict[Shelf, int] = field(default_factory=lambda: defaultdict(int))
     """Crossings of tiers by shelf."""
 
@@ -109,9 +109,11 @@ def _number(folded: Folded, event: Event) -> None:
     else:
         assert (event.id.epoch, event.id.seq) == (epoch, seq + 1), event
         if any(event.request):
-            # A transfer has two: the units leave one store, and arrive at another.
-            folded.changes[event.request, event.type] += 1
-            assert folded.changes[event.request, event.type] == 1, f"one request changed twice: {event}"
+            # A transfer has two: the units leave one store, and arrive at another. Otherwise a request may change something
+            # again only when its first answer is remembered no more.
+            last_ms = folded.changes.get((event.request, event.type))
+            assert last_ms is None or event.at_ms - last_ms >= limits.AFTERLIFE_S * 1000, event
+            folded.changes[event.request, event.type] = event.at_ms
     folded.numbers[event.id.partition] = event.id.epoch, event.id.seq
 
 

@@ -30,7 +30,7 @@ from tests.engine import shop as shops
 from tests.engine.fold import check_against_store, fold
 from tests.engine.shop import FAR_STORE, MALL, NEIGHBOUR, STORE, Clock
 
-HISTORIES: Final = 400 if os.environ.get("PICKGATE_SOAK") == "1" else 25
+HISTORIES: Final = 400 if os.environ.get("PICKGATE_SOAK") == "1" else 40
 STEPS: Final = 30
 SEALED_CHARS: Final = 2 + 51 * 8 // 5
 """Of a payload's text, all that is sealed: the signature behind it (version 3) is drawn anew by SM2."""

@@ -45,6 +45,14 @@ def geo(request: pytest.FixtureRequest) -> ModuleType:
     return module
 
 
+@pytest.mark.parametrize("pole", [90.0, -90.0])
+@pytest.mark.parametrize("lon", [0.0, 1.0, 179.9, -180.0])
+def test_a_pole_is_one_place_whatever_the_longitude(geo: ModuleType, pole: float, lon: float) -> None:
+    assert geo.distance_m(pole, 0.0, pole, lon) == pytest.approx(0.0, abs=1e-6)
+    assert geo.distance_batch(pole, 0.0, pole, lon)[0] == pytest.approx(0.0, abs=1e-6)
+    assert geo.within(pole, lon, pole, 0.0, 1.0)
+
+
 def geodesic_pairs(farthest_m: float, count: int) -> Pairs:
     """Return pairs up to farthest_m apart, in every direction, many of them far north and at +-180 degrees."""
     random = np.random.default_rng(round(farthest_m))

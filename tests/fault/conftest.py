@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import pytest
 
@@ -13,9 +11,7 @@ from engine.state.server import EmbeddedServer
 from tests.conftest import StoreFactory
 from tests.race import shop as shops
 from tests.race.serving import Serving
-from tests.race.shop import Shop
-
-SOAK: Final = os.environ.get("PICKGATE_SOAK") == "1"
+from tests.race.shop import SOAK, Shop
 
 
 @pytest.fixture
@@ -43,4 +39,4 @@ def serving(tmp_path: Path) -> Iterator[Serving]:
 @pytest.fixture
 def rounds() -> int:
     """How often to repeat a fault."""
-    return 20 if SOAK else 1
+    return 8 if SOAK else 1

@@ -26,6 +26,7 @@ def test_disk_full_in_a_rush(store: EmbeddedServer, shop: Shop, rounds: int) -> 
         room = log_of(store).stat().st_size + ROOM_BYTES
         resource.prlimit(store.pid, resource.RLIMIT_FSIZE, (room, room))
         with rush:
+            rush.let_all_in()
             # The store can't write what it was asked to, so it ends rather than acknowledge; it comes back unlimited.
             until(lambda: store.restarts > restarts, "the store ends for want of room")  # noqa: B023
         assert rush.history.unanswered() > 0

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 
+from engine.errors import StoreUnavailable
 from engine.state.events import EventType
 from engine.state.server import EmbeddedServer
 from tests.fault.rush import EngineCounter, open_rush
@@ -19,6 +20,16 @@ CODES = 240
 KILLS = 3
 
 
+def epochs(shop: Shop) -> set[int]:
+    """Epochs that the partitions are in; empty while the store is down."""
+    connection = shop.deployment.connection
+    try:
+        values = connection.read([("HGET", names.meta, "epoch") for names in connection.partitions])
+    except StoreUnavailable:
+        return set()
+    return {int(value) for value in values}
+
+
 def test_store_killed_in_a_rush(store: EmbeddedServer, shop: Shop, rounds: int) -> None:
     kills = 0
     for turn in range(rounds):
@@ -26,16 +37,14 @@ def test_store_killed_in_a_rush(store: EmbeddedServer, shop: Shop, rounds: int) 
         before = shop.figures(sku)
         with rush:
             for part in range(1, KILLS + 1):
-                rush.wait_answered(rush.jobs * part // (KILLS + 1))
-                pid = store.pid
-                answered = rush.history.answered()
-                os.kill(pid, signal.SIGKILL)
+                rush.reach(rush.jobs * part // (KILLS + 1))
+                os.kill(store.pid, signal.SIGKILL)
                 kills += 1
+                rush.go_on()
                 until(lambda: store.restarts == kills, "the store is started again")  # noqa: B023
-                # Only when the new one has answered is it sure to have been met: that is when the epoch rises.
-                until(lambda: rush.history.answered() > answered, "the store answers again")  # noqa: B023
-            assert rush.running, "the last kill came too late to disturb anything"
-        assert rush.history.unanswered() >= KILLS, "nobody noticed"
+                # A partition's epoch rises when the new store is met: before the next one is killed.
+                until(lambda: epochs(shop) == {1 + kills}, "the new store is met")  # noqa: B023
+        assert rush.history.unanswered() > 0, "nobody noticed"
 
         books = rush.settle(shop.deployment)
         after = shop.figures(sku)

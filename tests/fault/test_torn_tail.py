@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,10 @@ from engine.state.events import EventType
 from engine.state.server import EmbeddedServer
 from engine.verdict import RedeemVerdict
 from tests.conftest import StoreFactory
-from tests.fault.conftest import SOAK
 from tests.fault.rush import EngineCounter, open_rush
 from tests.race.books import check_books
 from tests.race.serving import until
-from tests.race.shop import open_shop, sound, terminal
+from tests.race.shop import SOAK, open_shop, sound, terminal
 
 pytestmark = pytest.mark.fault
 
@@ -68,7 +68,9 @@ def test_a_change_cut_anywhere_never_happened(
             assert record is not None
             assert record.state is State.LIVE
             # And the terminal, which retries, gets it now; the acknowledged one gets its answer again.
-            first, second = map(sound, redemption.redeem(shop.deployment, requests))
+            [fresh] = shop.show([cut])
+            retries = [requests[0], replace(requests[1], code=fresh)]
+            first, second = map(sound, redemption.redeem(shop.deployment, retries))
             assert (first.replayed, first.event, first.at_ms) == (
                 True,
                 acknowledged.event,
@@ -97,11 +99,12 @@ def test_a_torn_tail_after_a_kill_costs_nothing_acknowledged(store: EmbeddedServ
     with open_shop(store.url) as shop:
         rush, _ = open_rush(shop, EngineCounter(shop.deployment), 40, seed=1)
         with rush:
-            rush.wait_answered(20)
+            rush.reach(20)
             os.kill(store.pid, signal.SIGKILL)
-            until(lambda: rush.history.unanswered() > 0, "the kill is noticed")
             # Down for a while, with what the crash left at the end of its file.
             store.stop()
+            rush.go_on()
+            until(lambda: rush.history.unanswered() > 0, "the store is missed")
             with log_of(store).open("ab") as log:
                 log.write(TORN[what])
             store.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Final
 
@@ -14,9 +13,8 @@ from tests.race import shop as shops
 from tests.race.books import check_books
 from tests.race.heats import Course
 from tests.race.rivals import Rivals, rivals
-from tests.race.shop import Shop
+from tests.race.shop import SOAK, Shop
 
-SOAK: Final = os.environ.get("PICKGATE_SOAK") == "1"
 PROCESSES: Final = 3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,10 @@ OTHER_STORE: Final = 2002
 """In another partition than STORE."""
 PARTITIONS: Final = 4
 FIRST_SKU: Final = 100
-SKUS: Final = 250
+PUT: Final = 250
+SOAK: Final = os.environ.get("PICKGATE_SOAK") == "1"
+SKUS: Final = 4_000 if SOAK else 500
+"""Each race takes one of its own."""
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -55,8 +59,9 @@ def furnish(deployment: Deployment) -> None:
         for store_id in (STORE, OTHER_STORE)
     ]
     control.put_stores(stores, request_id="put-stores", actor="test")
-    entries = [CatalogueEntry(MALL, sku, f"SKU {sku}") for sku in range(FIRST_SKU, FIRST_SKU + SKUS)]
-    control.put_catalogue(entries, request_id="put-catalogue", actor="test")
+    for first in range(FIRST_SKU, FIRST_SKU + SKUS, PUT):
+        entries = [CatalogueEntry(MALL, sku, f"SKU {sku}") for sku in range(first, first + PUT)]
+        control.put_catalogue(entries, request_id=f"put-catalogue-{first}", actor="test")
 
 
 class Shop:
@@ -68,7 +73,7 @@ class Shop:
     def __init__(self, deployment: Deployment, *, name: str = "shop") -> None:
         self.deployment = deployment
         self._name = name
-        self._skus = itertools.cycle(range(FIRST_SKU, FIRST_SKU + SKUS))
+        self._skus = iter(range(FIRST_SKU, FIRST_SKU + SKUS))
         self._ids = itertools.count()
 
     def request_id(self) -> str:
@@ -76,7 +81,7 @@ class Shop:
         return f"{self._name}-{next(self._ids):08}"
 
     def sku(self, units: int, *, store_id: int = STORE) -> int:
-        """A SKU that no test of this shop has used just now, with units on hand that nobody has claimed."""
+        """A SKU that this shop has not given out before, with units on hand that nobody has claimed."""
         sku_id = next(self._skus)
         self.receive(sku_id, units - self.figures(sku_id, store_id=store_id).available, store_id=store_id)
         return sku_id

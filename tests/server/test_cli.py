@@ -5,8 +5,10 @@ A command is run as a process where that matters (what people see, errors, signa
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import pty
 import select
 import signal
 import stat
@@ -358,6 +360,43 @@ def test_keys_are_rotated_under_a_running_server(served: Served) -> None:
         assert word not in shown.lower()
 
 
+def test_a_person_is_asked_for_the_passphrase_without_an_echo(tmp_path: Path) -> None:
+    done = inside("init", "--json", PICKGATE_DATA_DIR=str(tmp_path / "data"))
+    assert done.returncode == 0
+    kept = tmp_path / "data" / "passphrase"
+    passphrase = kept.read_text().strip()
+    kept.rename(tmp_path / "elsewhere")
+
+    ours, theirs = pty.openpty()
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-m", "server.cli", "keys", "list", "--json"],
+            cwd=tmp_path,
+            env=environment(PICKGATE_DATA_DIR=str(tmp_path / "data")),
+            stdin=theirs,
+            stderr=theirs,
+            stdout=subprocess.PIPE,
+            text=True,
+            # No controlling terminal: it asks on what it was given, not on the terminal of who runs the tests.
+            start_new_session=True,
+        ) as process:
+            seen = b""
+            while b"Passphrase" not in seen:
+                ready, _, _ = select.select([ours], [], [], START_BOUND_S)
+                assert ready, seen
+                seen += os.read(ours, 1024)
+            os.write(ours, passphrase.encode() + b"\n")
+            assert process.stdout
+            assert len(json.loads(process.stdout.read())["keys"]) == 9
+            assert process.wait(30) == 0
+        while select.select([ours], [], [], 0)[0]:
+            seen += os.read(ours, 1024)
+        assert passphrase.encode() not in seen
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
 # --- life of the server --------------------------------------------------------------------------------------------
 
 
@@ -445,6 +484,17 @@ def test_a_signal_ends_the_server_in_order(tmp_path: Path, number: signal.Signal
         made.process.send_signal(number)
         assert made.process.wait(30) == 0
         assert "stopped" in (tmp_path / "server.log").read_text()
+
+
+def test_a_signal_that_meets_another_thread_than_the_main_one_ends_the_server_too(tmp_path: Path) -> None:
+    """The kernel may give a signal of the process to any thread; the main one sleeps on."""
+    with ExitStack() as stack:
+        made = serve(stack, tmp_path / "data", tmp_path, "--durability", "memory")
+        pid = made.process.pid
+        other = max(int(task.name) for task in Path(f"/proc/{pid}/task").iterdir())
+        assert other != pid
+        assert ctypes.CDLL(None).tgkill(pid, other, signal.SIGTERM) == 0
+        assert made.process.wait(15) == 0
 
 
 def test_init_then_serve_on_a_given_store(tmp_path: Path, make_store: Any) -> None:

@@ -121,6 +121,29 @@ def test_a_call_whose_deadline_has_passed_is_not_worked_on(make_house: HouseFact
 
 
 @pytest.mark.fault
+def test_one_call_too_many_is_refused_at_once(make_house: HouseFactory) -> None:
+    house = make_house(threads=1)
+    store = house.store.pid
+    with (
+        Server(
+            house.deployment, [parse_listen("127.0.0.1:0")], threads=1, look=lambda: None, calls_max=3
+        ) as server,
+        Client(server.addresses[0], timeout_s=10, tries=1) as client,
+    ):
+        os.kill(store, signal.SIGSTOP)
+        try:
+            # On one connection the server meets calls in the order in which they were sent.
+            waiting = [client.stock.ReceiveStock.future(receive(house, 1), timeout=10) for _ in range(3)]
+            with pytest.raises(CallFailed) as caught:
+                client.call(client.stock.ReceiveStock, receive(house, 1_000))
+        finally:
+            os.kill(store, signal.SIGCONT)
+        assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        figures = [call.result().outcome.figures.on_hand for call in waiting]
+    assert max(figures) == 100_003
+
+
+@pytest.mark.fault
 def test_a_store_that_is_gone_is_unavailable_and_comes_back(make_house: HouseFactory) -> None:
     house = make_house(durability="fsync")
     code = house.shown()

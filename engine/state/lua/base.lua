@@ -23,14 +23,15 @@ local function begin()
   end
   epoch, seq = tonumber(facts[1]), tonumber(facts[2])
   local last_seen = tonumber(facts[3])
-  now = tonumber(ARGV[1])
-  if last_seen > now then now = last_seen end
+  local caller = tonumber(ARGV[1])
+  now = math.max(caller, last_seen)
   if ARGV[2] == '1' then
+    -- The caller's own clock too, not only the later of both: it has judged the payload's age and set the expiry by it.
     local clock = redis.call('TIME')
     local server = tonumber(clock[1]) * 1000 + floor(tonumber(clock[2]) / 1000)
-    if now - server > LIMIT.CLOCK_SKEW_MS_MAX or server - now > LIMIT.CLOCK_SKEW_MS_MAX then
+    if math.max(now - server, server - caller) > LIMIT.CLOCK_SKEW_MS_MAX then
       return redis.error_reply(string.format('PGCLOCK caller %.0f last_seen %.0f server %.0f',
-        tonumber(ARGV[1]), last_seen, server))
+        caller, last_seen, server))
     end
   end
   return nil

@@ -17,12 +17,13 @@ local facts = redis.call('HMGET', KEYS[1], 'version', ARGV[3], 'last_seen')
 if not facts[1] then
   return redis.error_reply('PGMETA there is no deployment in this store')
 end
-local now = math.max(tonumber(ARGV[1]), tonumber(facts[3]))
+local caller = tonumber(ARGV[1])
+local now = math.max(caller, tonumber(facts[3]))
 if ARGV[2] == '1' then
   local clock = redis.call('TIME')
   local server = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
-  if math.abs(now - server) > LIMIT.CLOCK_SKEW_MS_MAX then
-    return redis.error_reply(string.format('PGCLOCK caller %.0f last_seen %s server %.0f', tonumber(ARGV[1]), facts[3], server))
+  if math.max(now - server, server - caller) > LIMIT.CLOCK_SKEW_MS_MAX then
+    return redis.error_reply(string.format('PGCLOCK caller %.0f last_seen %s server %.0f', caller, facts[3], server))
   end
 end
 if ARGV[4] ~= '' and ARGV[4] ~= (facts[2] or '0') then return { 'V', facts[2] or '0' } end

@@ -161,7 +161,7 @@ local function redeem(item)
     s.on_hand = s.on_hand - take.count
     s.reserved = s.reserved - take.count
   end
-  if dry then return 'A' .. answer(REDEEM.REDEEMED, r, { lines = r.lines, bucket = bucket }) end
+  if dry then return 'A' .. answer(REDEEM.REDEEMED, r, { at = r.last_at, lines = r.lines, bucket = bucket }) end
 
   -- everything is decided: take the stock, mark the code, number the event
   local lines, all_taken = {}, true
