@@ -487,7 +487,9 @@ def _check_transit(folded: Folded, held: Held) -> None:
             event.mall_id,
         )
     # An arrived one may still stand there, if the last step was cut off.
-    assert folded.departures.keys() - folded.arrivals.keys() <= held.transit.keys() <= folded.departures.keys()
+    assert (
+        folded.departures.keys() - folded.arrivals.keys() <= held.transit.keys() <= folded.departures.keys()
+    )
     for key, (store, other, sku, amount) in held.transit.items():
         gone = folded.departures[key]
         assert (gone.store_id, gone.facts["other_store_id"], gone.facts["sku_id"], gone.facts["amount"]) == (

@@ -12,13 +12,15 @@ import pytest
 from engine import issuance, limits
 from engine.calls import IssueAnswer, StockChange
 from engine.claims import Line, Terminal, Version
+from engine.hours import Window
 from engine.verdict import InspectVerdict, IssueVerdict, RedeemVerdict, StockVerdict, Verdict
+from tests.engine.proofs import proof_token, put_provider
 from tests.engine.shop import FAR_STORE, MALL, NEIGHBOUR, OTHER_MALL, STORE, Shop, north
 
 
 @dataclass
 class Attempt:
-    """A try to redeem a static code of one unit, to be spoilt in as many ways as there are rules."""
+    """A try to redeem a static code of two units, issued when stock was tight, to be spoilt in as many ways as there are rules."""
 
     shop: Shop
     issued: IssueAnswer
@@ -26,12 +28,20 @@ class Attempt:
     pin: str
     terminal: Terminal = field(default_factory=lambda: Terminal(MALL, STORE, 7))
     fields: dict[str, Any] = field(default_factory=dict)
+    store_fields: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def good(cls, shop: Shop) -> Attempt:
         shop.stock_all()
+        shop.receive(40, change=StockChange.BASELINE)
         issued = shop.issue(version=Version.STATIC, lines=(Line(100, 2),))
         return cls(shop, issued, shop.show(issued.uid), issued.pin)
+
+    def put_stores(self, **fields: Any) -> None:
+        """Change the stores; what an earlier offence changed stays."""
+        self.store_fields |= fields
+        for store_id in (STORE, NEIGHBOUR):
+            self.shop.put_store(store_id, **self.store_fields)
 
     def redeem(self) -> Verdict:
         return self.shop.redeem(self.code, pin=self.pin, terminal=self.terminal, **self.fields).verdict
@@ -97,8 +107,13 @@ def _too_vague(attempt: Attempt) -> None:
 
 
 def _closed(attempt: Attempt) -> None:
-    attempt.shop.put_store(STORE, closed=True)
-    attempt.shop.put_store(NEIGHBOUR, closed=True)
+    attempt.put_stores(closed=True)
+
+
+def _outside_window(attempt: Attempt) -> None:
+    """A window that was over a minute ago; Shanghai is eight hours ahead all year."""
+    now_min = (attempt.shop.clock.now_s // 60 + 8 * 60) % (24 * 60)
+    attempt.put_stores(pickup_windows=(Window(now_min - 60, now_min - 1, name="early"),))
 
 
 def _too_many(attempt: Attempt) -> None:
@@ -124,8 +139,8 @@ RULES: Final = (
     Rule(2, RedeemVerdict.UNKNOWN_CODE, _of_another_mall),
     Rule(3, RedeemVerdict.ALREADY_REDEEMED, _redeemed),
     Rule(3, RedeemVerdict.VOIDED, _voided),
-    Rule(3, RedeemVerdict.LOCKED, _locked),
-    Rule(4, RedeemVerdict.EXPIRED, _expired),
+    Rule(3, RedeemVerdict.EXPIRED, _expired),
+    Rule(4, RedeemVerdict.LOCKED, _locked),
     Rule(5, RedeemVerdict.STALE_CODE, _stale),
     Rule(6, RedeemVerdict.WRONG_STORE, _wrong_store),
     Rule(7, RedeemVerdict.PIN_REQUIRED, _no_pin, only_redeem=True),
@@ -133,8 +148,9 @@ RULES: Final = (
     Rule(8, RedeemVerdict.OUT_OF_RANGE, _too_far),
     Rule(8, RedeemVerdict.LOCATION_UNRELIABLE, _too_vague),
     Rule(9, RedeemVerdict.STORE_CLOSED, _closed),
-    Rule(10, RedeemVerdict.NOTHING_LEFT, _too_many, only_redeem=True),
-    Rule(11, RedeemVerdict.OUT_OF_STOCK, _no_stock),
+    Rule(10, RedeemVerdict.OUTSIDE_WINDOW, _outside_window),
+    Rule(11, RedeemVerdict.NOTHING_LEFT, _too_many, only_redeem=True),
+    Rule(12, RedeemVerdict.OUT_OF_STOCK, _no_stock),
 )
 _DOING: Final = (_redeemed, _voided, _locked, _stale)
 """Offences that act on the sound code, so they come before the others; a stale payload is sealed for its time."""
@@ -183,10 +199,56 @@ def test_inspect_keeps_the_order(shop: Shop, rule: Rule) -> None:
 
 
 def test_all_places_are_taken() -> None:
-    assert sorted({rule.place for rule in RULES}) == list(range(1, 12))
+    assert sorted({rule.place for rule in RULES}) == list(range(1, 13))
     verdicts = {rule.verdict for rule in RULES}
-    # As good as another of its place: no position at all, where one is required.
-    assert set(RedeemVerdict) - verdicts == {RedeemVerdict.REDEEMED, RedeemVerdict.LOCATION_REQUIRED}
+    # Those that another kind of code meets, or another set-up: see the tests below.
+    assert set(RedeemVerdict) - verdicts == {
+        RedeemVerdict.REDEEMED,
+        RedeemVerdict.LOCATION_REQUIRED,
+        RedeemVerdict.NOT_CONFIRMED,
+        RedeemVerdict.PROOF_REQUIRED,
+        RedeemVerdict.PROOF_REJECTED,
+    }
+
+
+def _held(shop: Shop) -> Attempt:
+    """A code that is not paid yet. No payload of it was ever shown, so this one is sealed here."""
+    shop.stock_all()
+    held = shop.hold(version=Version.STATIC, lines=(Line(100, 2),))
+    record = shop.record(held.uid)
+    [code] = issuance.seal(shop.deployment.control.copy().usable_keys(), record, [0])
+    return Attempt(shop, IssueAnswer(IssueVerdict.ISSUED, held.uid), code, "000000")
+
+
+def test_a_held_code_stands_where_a_locked_one_does(shop: Shop) -> None:
+    attempt = _held(shop)
+    for rule in RULES:
+        # A stale payload of it is sealed from what was issued; its PIN was never told to anybody.
+        if rule.place > 4 and rule.offend not in (_stale, _wrong_pin):
+            rule.offend(attempt)
+    assert attempt.redeem() is RedeemVerdict.NOT_CONFIRMED
+    assert attempt.inspect() is InspectVerdict.NOT_CONFIRMED
+    attempt.shop.clock.tick(limits.HOLD_S_DEFAULT)
+    assert attempt.redeem() is RedeemVerdict.EXPIRED
+    _of_another_mall(attempt)
+    assert attempt.redeem() is RedeemVerdict.UNKNOWN_CODE
+
+
+def test_a_proof_stands_where_the_pin_does(shop: Shop) -> None:
+    put_provider(shop)
+    shop.stock_all()
+    issued = shop.issue(version=Version.VALUABLE, lines=(Line(100, 2),))
+    attempt = Attempt(shop, issued, shop.show(issued.uid), "")
+    for offend in (_too_far, _closed, _too_many, _no_stock):
+        offend(attempt)
+    assert attempt.redeem() is RedeemVerdict.PROOF_REQUIRED
+    attempt.fields["proof_token"] = "not a token"
+    assert attempt.redeem() is RedeemVerdict.PROOF_REJECTED
+    attempt.fields["proof_token"] = proof_token(shop, issued.uid)
+    assert attempt.redeem() is RedeemVerdict.OUT_OF_RANGE
+    _wrong_store(attempt)
+    attempt.fields["proof_token"] = ""
+    assert attempt.redeem() is RedeemVerdict.WRONG_STORE
 
 
 def test_missing_position_stands_where_a_bad_one_does(shop: Shop) -> None:
