@@ -92,6 +92,12 @@ class KeyringLocked(Unavailable):
     retry_after_ms = 5_000
 
 
+class Stopping(Unavailable):
+    """This process ends: what lasts, such as a watch, ends with it, and may begin anew elsewhere."""
+
+    slug = "STOPPING"
+
+
 class NoActiveKey(Unavailable):
     """No active key for the wanted version and suite."""
 

@@ -28,8 +28,8 @@ from engine.errors import (
     InvalidInput,
     PickgateError,
     StaleControl,
+    Stopping,
     TooManyItems,
-    Unavailable,
     UnknownMall,
 )
 from engine.state import stock as state
@@ -226,7 +226,7 @@ class Watch:
     def __iter__(self) -> Iterator[News]:
         """The levels, LevelsTold, then news as it comes; ends when the watch is closed.
 
-        Raises StoreUnavailable, and what ended the watch: Exhausted (too slow), Unavailable (the process stops).
+        Raises StoreUnavailable, and what ended the watch: Exhausted (too slow), Stopping.
         """
         for one in self._news():
             self._busy_since_s = self._monotonic_s()
@@ -345,7 +345,7 @@ class StockWatches:
         """Begin a watch: everything that happens after the levels it tells first will be told.
 
         Raises UnknownMall, InvalidInput for a store that does not serve the mall, Exhausted when too many watch already,
-        Unavailable when the process stops, StaleControl, StoreUnavailable.
+        Stopping, StaleControl, StoreUnavailable.
         """
         store_ids = self._store_ids(request)
         watch = Watch(self._deployment, request, store_ids, self._monotonic_s, self._leave)
@@ -480,5 +480,5 @@ class StockWatches:
         return self._stores
 
 
-def _stopping() -> Unavailable:
-    return Unavailable("the process stops: watch again, at another one if there is")
+def _stopping() -> Stopping:
+    return Stopping("the service stops: watch again, elsewhere or when it is back")

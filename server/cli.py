@@ -32,13 +32,20 @@ _COMMANDS: Final = {
     "malls": "server.commands.places:malls",
     "stores": "server.commands.places:stores",
     "catalogue": "server.commands.places:catalogue",
+    "policies": "server.commands.rules:policies",
+    "providers": "server.commands.rules:providers",
     "stock": "server.commands.stock:stock",
     "issue": "server.commands.codes:issue",
+    "hold": "server.commands.codes:hold",
+    "confirm": "server.commands.codes:confirm",
+    "extend": "server.commands.codes:extend",
     "render": "server.commands.codes:render",
     "void": "server.commands.codes:void",
     "get": "server.commands.codes:get",
     "inspect": "server.commands.redemption:inspect",
     "redeem": "server.commands.redemption:redeem",
+    "reverse": "server.commands.redemption:reverse",
+    "reviews": "server.commands.reviews:reviews",
 }
 """Each command and where it is, in the order of the help."""
 

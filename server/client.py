@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Final, Self, TypeVar, cast
 
@@ -115,7 +115,7 @@ class Client:
                 raise failed
             self._sleep(wait_s * (1 + self._jitter() / 4))
 
-    def stream(self, method: grpc.UnaryStreamMultiCallable[Q, R], request: Q) -> Iterator[R]:
+    def stream(self, method: grpc.UnaryStreamMultiCallable[Q, R], request: Q) -> Generator[R, None, None]:
         """Call a method that answers with a stream, `client.stream(client.stock.WatchStock, request)`; it has no time limit.
 
         It ends when the server ends it, by CallFailed, or when the iterator is closed. Nothing is tried again: what happens

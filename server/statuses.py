@@ -80,6 +80,7 @@ TABLE: Final[dict[type[PickgateError], Row]] = {
         grpc.StatusCode.UNAVAILABLE,
         "there is no active key for this version and suite; nothing was written: its operator must create one",
     ),
+    errors.Stopping: Row(grpc.StatusCode.UNAVAILABLE),
     errors.SetupError: _SETUP,
     errors.ConfigError: _SETUP,
     errors.StoreSettings: _SETUP,

@@ -1,10 +1,10 @@
-"""`pickgate issue`, `render`, `void`, `get`: what a mall's backend does."""
+"""`pickgate issue`, `hold`, `confirm`, `extend`, `render`, `void`, `get`: what a mall's backend does."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console as RichConsole
@@ -21,6 +21,68 @@ from server.config import Settings
 from server.console import EXIT_OK, EXIT_REFUSED, Console, command, moment, table
 from server.plain import enum_name, message_of, plain
 
+R = TypeVar("R", code_pb.IssueRequest, code_pb.HoldRequest)
+
+
+def _order(function: parameters.F) -> parameters.F:
+    """Add the options that describe an order."""
+    for option in (
+        parameters.actor,
+        parameters.request_id,
+        click.option("--replaces", default="", metavar="UID", help="The voided code that it stands in for."),
+        click.option("--amount-fen", type=int, default=0, help="What is paid, in fen."),
+        click.option(
+            "--ttl-s",
+            type=int,
+            default=0,
+            help="How long it can be redeemed, in seconds. Default: what the policies say, else 48 hours.",
+        ),
+        click.option(
+            "--channel",
+            type=click.Choice(["online", "promotion", "staff"]),
+            default="online",
+            show_default=True,
+        ),
+        click.option("--suite", type=click.Choice(["aes", "sm"]), default="aes", show_default=True),
+        click.option(
+            "--version",
+            type=click.Choice(["static", "dynamic", "valuable"]),
+            help="Default: what the policies say of these SKUs, else dynamic.",
+        ),
+        click.option(
+            "--line", "lines", multiple=True, metavar="SKU:COUNT", help="What to hand out; repeatable."
+        ),
+        click.option("--order", "order_id", default="", help="The mall's own number of the order."),
+        parameters.store,
+        parameters.mall,
+    ):
+        function = option(function)
+    return function
+
+
+def _order_request(
+    kind: type[R],
+    settings: Settings,
+    mall_id: int | None,
+    store_id: int | None,
+    lines: tuple[str, ...],
+    version: str | None,
+    suite: str,
+    channel: str,
+    request_id: str,
+    **fields: Any,
+) -> R:
+    return kind(
+        mall_id=parameters.required(settings, "mall_id", mall_id, "--mall"),
+        request_id=request_id or new_request_id(),
+        store_id=parameters.required(settings, "store_id", store_id, "--store"),
+        lines=[parameters.line_of(line) for line in lines],
+        version=types_pb.Version.Value(f"VERSION_{(version or 'unspecified').upper()}"),
+        suite=types_pb.Suite.Value(f"SUITE_{suite.upper()}"),
+        channel=types_pb.Channel.Value(f"CHANNEL_{channel.upper()}"),
+        **fields,
+    )
+
 
 @click.command("issue")
 @click.option(
@@ -29,63 +91,83 @@ from server.plain import enum_name, message_of, plain
     type=click.Path(path_type=Path, allow_dash=True),
     help="Issue a batch: a JSON list of objects with the fields of IssueRequest.",
 )
-@parameters.mall
-@parameters.store
-@click.option("--order", "order_id", default="", help="The mall's own number of the order.")
-@click.option("--line", "lines", multiple=True, metavar="SKU:COUNT", help="What to hand out; repeatable.")
-@click.option(
-    "--version", type=click.Choice(["static", "dynamic", "valuable"]), default="dynamic", show_default=True
-)
-@click.option("--suite", type=click.Choice(["aes", "sm"]), default="aes", show_default=True)
-@click.option(
-    "--channel", type=click.Choice(["online", "promotion", "staff"]), default="online", show_default=True
-)
-@click.option(
-    "--ttl-s", type=int, default=0, help="How long it can be redeemed, in seconds. Default: 48 hours."
-)
-@click.option("--amount-fen", type=int, default=0, help="What was paid, in fen.")
-@parameters.request_id
-@parameters.actor
+@_order
 @command
-def issue(
-    console: Console,
-    file: Path | None,
-    mall_id: int | None,
-    store_id: int | None,
-    order_id: str,
-    lines: tuple[str, ...],
-    version: str,
-    suite: str,
-    channel: str,
-    ttl_s: int,
-    amount_fen: int,
-    request_id: str,
-    actor: str,
-) -> None:
+def issue(console: Console, /, file: Path | None, actor: str, **order: Any) -> None:
     """Issue a pickup code for an order, or a batch of them from a file."""
     settings = console.settings()
     if file is not None:
-        if order_id or lines or request_id:
+        if order["order_id"] or order["lines"] or order["request_id"]:
             raise InvalidInput(
                 "--file stands alone: each entry of the file says its own order and lines", field="file"
             )
-        _issue_batch(console, settings, file, mall_id or settings.mall_id, actor)
+        _issue_batch(console, settings, file, order["mall_id"] or settings.mall_id, actor)
         return
-    request = code_pb.IssueRequest(
+    request = _order_request(code_pb.IssueRequest, settings, actor=actor, **order)
+    with console.client(settings) as client:
+        response = client.call(client.codes.Issue, request)
+    verdicts.conclude(console, response)
+
+
+@click.command("hold")
+@_order
+@command
+def hold(console: Console, /, **order: Any) -> None:
+    """Reserve the stock of an order that is not paid yet. Confirm makes it a code; else it ends by itself."""
+    settings = console.settings()
+    request = _order_request(code_pb.HoldRequest, settings, **order)
+    with console.client(settings) as client:
+        response = client.call(client.codes.Hold, request)
+    verdicts.conclude(console, response)
+
+
+@click.command("confirm")
+@click.argument("uid")
+@parameters.mall
+@parameters.request_id
+@parameters.actor
+@command
+def confirm(console: Console, uid: str, mall_id: int | None, request_id: str, actor: str) -> None:
+    """Make the held code UID live: its order is paid."""
+    settings = console.settings()
+    request = code_pb.ConfirmRequest(
         mall_id=parameters.required(settings, "mall_id", mall_id, "--mall"),
         request_id=request_id or new_request_id(),
-        store_id=parameters.required(settings, "store_id", store_id, "--store"),
-        order_id=order_id,
-        lines=[parameters.line_of(line) for line in lines],
-        version=types_pb.Version.Value(f"VERSION_{version.upper()}"),
-        suite=types_pb.Suite.Value(f"SUITE_{suite.upper()}"),
-        channel=types_pb.Channel.Value(f"CHANNEL_{channel.upper()}"),
-        ttl_s=ttl_s,
-        amount_fen=amount_fen,
+        uid=uid,
         actor=actor,
     )
     with console.client(settings) as client:
-        response = client.call(client.codes.Issue, request)
+        response = client.call(client.codes.Confirm, request)
+    verdicts.conclude(console, response)
+
+
+@click.command("extend")
+@click.argument("uid")
+@click.option(
+    "--to",
+    "expires_at",
+    required=True,
+    metavar="TIME",
+    help="The new expiry, such as 2026-10-03T20:00+08:00; without an offset in this machine's time zone.",
+)
+@parameters.mall
+@parameters.request_id
+@parameters.actor
+@command
+def extend(
+    console: Console, uid: str, expires_at: str, mall_id: int | None, request_id: str, actor: str
+) -> None:
+    """Move the expiry of the code UID to a later time."""
+    settings = console.settings()
+    request = code_pb.ExtendRequest(
+        mall_id=parameters.required(settings, "mall_id", mall_id, "--mall"),
+        request_id=request_id or new_request_id(),
+        uid=uid,
+        expires_at_ms=parameters.moment_of(expires_at, "to"),
+        actor=actor,
+    )
+    with console.client(settings) as client:
+        response = client.call(client.codes.Extend, request)
     verdicts.conclude(console, response)
 
 
@@ -138,6 +220,9 @@ def _issue_batch(console: Console, settings: Settings, file: Path, mall_id: int,
 @click.option("--png", type=click.Path(path_type=Path), help="Write the QR code as PNG.")
 @click.option("--svg", type=click.Path(path_type=Path), help="Write the QR code as SVG.")
 @click.option("--quiet", is_flag=True, help="Don't draw the QR code on the terminal.")
+@parameters.position
+@parameters.request_id
+@parameters.actor
 @command
 def render(
     console: Console,
@@ -147,14 +232,27 @@ def render(
     png: Path | None,
     svg: Path | None,
     quiet: bool,
+    latitude_deg: float | None,
+    longitude_deg: float | None,
+    accuracy_m: float,
+    datum: str | None,
+    request_id: str,
+    actor: str,
 ) -> None:
     """Show the QR code of UID as the customer's phone would: it goes stale within a minute unless the code is static.
 
-    With --count, files are numbered: code.png becomes code-1.png, code-2.png, …
+    With --count, files are numbered: code.png becomes code-1.png, code-2.png, … The position is the customer's, for codes
+    whose policy looks at it.
     """
     settings = console.settings()
     request = code_pb.RenderRequest(
-        mall_id=parameters.required(settings, "mall_id", mall_id, "--mall"), uid=uid, count=count
+        mall_id=parameters.required(settings, "mall_id", mall_id, "--mall"),
+        uid=uid,
+        count=count,
+        position=parameters.position_of(latitude_deg, longitude_deg, accuracy_m, datum),
+        # Always one: whether a try will be counted is not known before.
+        request_id=request_id or new_request_id(),
+        actor=actor,
     )
     with console.client(settings) as client:
         response = client.call(client.codes.Render, request)
@@ -204,7 +302,7 @@ def void(console: Console, uid: str, mall_id: int | None, reason: str, request_i
 
 @click.command("get")
 @click.argument("uid", required=False)
-@click.option("--request-id", "issue_request_id", help="Find it by the request id that issued it.")
+@click.option("--request-id", "issue_request_id", help="Find it by the request id that issued or held it.")
 @parameters.mall
 @command
 def get(console: Console, uid: str | None, issue_request_id: str | None, mall_id: int | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -43,7 +44,7 @@ _DATUMS: Final = {"wgs84": types_pb.DATUM_WGS84, "gcj02": types_pb.DATUM_GCJ02, 
 
 
 def position(function: F) -> F:
-    """Add the options that say where a terminal is."""
+    """Add the options that say where a terminal, or a customer, is."""
     for option in (
         click.option(
             "--datum",
@@ -74,14 +75,25 @@ def position_of(
     return made
 
 
-def line_of(text: str) -> types_pb.Line:
+def line_of(text: str, option: str = "line") -> types_pb.Line:
     """Read "SKU:COUNT", or "SKU" for one unit. Raises InvalidInput."""
     sku, colon, count = text.partition(":")
     try:
         return types_pb.Line(sku_id=int(sku), count=int(count) if colon else 1)
     except ValueError:
         raise InvalidInput(
-            f"--line {text!r} is not understood; expected SKU:COUNT, such as 101:2", field="line"
+            f"--{option} {text!r} is not understood; expected SKU:COUNT, such as 101:2", field=option
+        ) from None
+
+
+def moment_of(text: str, field: str) -> int:
+    """Read an ISO 8601 time, without an offset in this machine's time zone, as unix milliseconds. Raises InvalidInput."""
+    try:
+        return int(datetime.fromisoformat(text).timestamp() * 1000)
+    except (ValueError, OverflowError, OSError):
+        raise InvalidInput(
+            f"--{field} {text!r} is not understood; expected a time such as 2026-10-03T20:00+08:00",
+            field=field,
         ) from None
 
 

@@ -1,15 +1,23 @@
-"""`pickgate inspect` and `pickgate redeem`: what a store terminal does."""
+"""`pickgate inspect`, `redeem`, `reverse`: what a store terminal does."""
 
 from __future__ import annotations
 
-import click
+import sys
+from pathlib import Path
 
+import click
+from rich.console import Console as RichConsole
+from rich.markup import escape
+
+from engine import limits
+from engine.errors import InvalidInput
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import types_pb2 as types_pb
 from server.client import new_request_id
 from server.commands import parameters, verdicts
 from server.config import Settings
-from server.console import Console, command
+from server.console import EXIT_OK, EXIT_REFUSED, Console, command, table
+from server.plain import message_of, plain
 
 
 def _terminal(
@@ -53,8 +61,17 @@ def inspect(
 
 
 @click.command("redeem")
-@click.argument("code")
+@click.argument("code", required=False)
+@click.option(
+    "--file",
+    "file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="Redeem a batch: a JSON list of objects with the fields of RedeemRequest.",
+)
 @click.option("--pin", default="", help="The six digits of a static code.")
+@click.option(
+    "--proof", "proof_token", default="", metavar="TOKEN", help="The proof token of a valuable code."
+)
 @click.option(
     "--line",
     "lines",
@@ -71,8 +88,10 @@ def inspect(
 @command
 def redeem(
     console: Console,
-    code: str,
+    code: str | None,
+    file: Path | None,
     pin: str,
+    proof_token: str,
     lines: tuple[str, ...],
     mall_id: int | None,
     store_id: int | None,
@@ -86,15 +105,118 @@ def redeem(
 ) -> None:
     """Redeem CODE (scanned text, or 16 typed digits). Exit code 0: hand over the goods; 1: don't."""
     settings = console.settings()
+    terminal = _terminal(settings, mall_id, store_id, terminal_id)
+    if file is not None:
+        if code or pin or proof_token or lines or request_id:
+            raise InvalidInput("--file stands alone: each entry says its own code and lines", field="file")
+        _redeem_batch(console, settings, file, terminal, actor)
+        return
+    if code is None:
+        raise InvalidInput("which code? Give CODE, or --file for a batch", field="code")
     request = redemption_pb.RedeemRequest(
-        terminal=_terminal(settings, mall_id, store_id, terminal_id),
+        terminal=terminal,
         request_id=request_id or new_request_id(),
         code=code,
         pin=pin,
+        proof_token=proof_token,
         position=parameters.position_of(latitude_deg, longitude_deg, accuracy_m, datum),
         lines=[parameters.line_of(line) for line in lines],
         actor=actor,
     )
     with console.client(settings) as client:
         response = client.call(client.redemption.Redeem, request)
+    verdicts.conclude(console, response)
+
+
+def _redeem_batch(
+    console: Console, settings: Settings, file: Path, terminal: types_pb.Terminal, actor: str
+) -> None:
+    requests = [
+        message_of(redemption_pb.RedeemRequest, entry, f"entries[{index}]")
+        for index, entry in enumerate(parameters.read_entries(file, "entries"))
+    ]
+    for request in requests:
+        if not request.HasField("terminal"):
+            request.terminal.CopyFrom(terminal)
+        request.request_id = request.request_id or new_request_id()
+        request.actor = request.actor or actor
+    outcomes: list[redemption_pb.RedeemOutcome] = []
+    with console.client(settings) as client:
+        for start in range(0, len(requests), limits.BATCH_MAX):
+            batch = redemption_pb.RedeemBatchRequest(requests=requests[start : start + limits.BATCH_MAX])
+            outcomes += client.call(client.redemption.RedeemBatch, batch).outcomes
+
+    def show(rich: RichConsole) -> None:
+        made = table("Redemptions", "order", "verdict", "uid", "sentence", "request id")
+        for request, outcome in zip(requests, outcomes, strict=True):
+            if outcome.HasField("error"):
+                made.add_row(
+                    "",
+                    f"[red]{outcome.error.reason}[/]",
+                    "",
+                    escape(outcome.error.message),
+                    request.request_id,
+                )
+                continue
+            answer = outcome.response
+            made.add_row(
+                escape(answer.order_id),
+                verdicts.verdict_of(answer).slug,
+                answer.uid,
+                escape(answer.message_zh),
+                escape(answer.request_id),
+            )
+        rich.print(made)
+
+    console.emit({"outcomes": [plain(outcome) for outcome in outcomes]}, show)
+    done = all(
+        outcome.HasField("response") and verdicts.verdict_of(outcome.response).success for outcome in outcomes
+    )
+    sys.exit(EXIT_OK if done else EXIT_REFUSED)
+
+
+@click.command("reverse")
+@click.argument("uid")
+@click.option(
+    "--line",
+    "lines",
+    multiple=True,
+    metavar="SKU:COUNT",
+    help="Take back only this; repeatable. Default: all that was handed out.",
+)
+@click.option(
+    "--release", is_flag=True, help="The customer was refunded: don't reserve the units for the code again."
+)
+@click.option("--reason", default="", help="Why, for the record.")
+@parameters.mall
+@parameters.store
+@parameters.terminal
+@parameters.request_id
+@parameters.actor
+@command
+def reverse(
+    console: Console,
+    uid: str,
+    lines: tuple[str, ...],
+    release: bool,
+    reason: str,
+    mall_id: int | None,
+    store_id: int | None,
+    terminal_id: int | None,
+    request_id: str,
+    actor: str,
+) -> None:
+    """Take back what the code UID handed out: the goods are in the store again."""
+    settings = console.settings()
+    request = redemption_pb.ReverseRequest(
+        terminal=_terminal(settings, mall_id, store_id, terminal_id),
+        request_id=request_id or new_request_id(),
+        uid=uid,
+        lines=[parameters.line_of(line) for line in lines],
+        release=release,
+        reason=reason,
+        actor=actor,
+    )
+    with console.client(settings) as client:
+        response = client.call(client.redemption.Reverse, request)
     verdicts.conclude(console, response)

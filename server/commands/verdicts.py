@@ -48,10 +48,13 @@ def facts(rich: RichConsole, response: Message) -> None:
 
 
 def _shown(name: str, value: Any) -> str:
-    if name in ("lines", "splits"):
-        return ", ".join(" ".join(f"{key} {item}" for key, item in line.items()) for line in value)
+    if isinstance(value, list):
+        return ", ".join(_shown(name, item) for item in value)
     if isinstance(value, dict):
-        return " ".join(f"{key} {item}" for key, item in value.items())
+        return " ".join(
+            f"{key} ({_shown(key, item)})" if isinstance(item, list) else f"{key} {item}"
+            for key, item in value.items()
+        )
     if name.endswith("_ms"):
         return moment(value)
     return "" if value in (0, "", False) and name not in ("tries_left", "distance_bucket") else str(value)
