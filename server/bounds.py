@@ -22,8 +22,6 @@ SPLIT_LEVEL_MAX: Final = 3
 """More than three levels of referral are pyramid selling under Chinese law."""
 REVIEWS_PAGE_DEFAULT: Final = 50
 PAGE_TOKEN_CHARS_MAX: Final = 128
-EXPIRES_AT_S_MAX: Final = 2**32 - 1
-"""An expiry has four bytes in records and payloads; that is the year 2106."""
 NEAREST_DEFAULT: Final = 10
 PUT_ITEMS_MAX: Final = limits.BATCH_MAX
 """Entries of one put: one script call, so that a put happens whole or not at all."""

@@ -472,7 +472,7 @@ def confirm_response(request_id: str, answer: calls.ConfirmAnswer) -> code_pb.Co
 def extend_request(message: code_pb.ExtendRequest) -> calls.ExtendRequest:
     """Read and check an extension; a part of a second counts as a whole one."""
     at_ms = checks.whole(
-        message.expires_at_ms, "expires_at_ms", 1, bounds.EXPIRES_AT_S_MAX * 1000, "unix milliseconds"
+        message.expires_at_ms, "expires_at_ms", 1, limits.EXPIRES_AT_S_MAX * 1000, "unix milliseconds"
     )
     return calls.ExtendRequest(
         mall_id=checks.identifier(message.mall_id, "mall_id"),
