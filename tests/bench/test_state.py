@@ -13,7 +13,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from engine.calls import IssueAnswer, StockChange
-from engine.claims import Channel, Line, Suite, Version
+from engine.claims import Channel, Line, State, Suite, Version
 from engine.deployment import system_ms
 from engine.state import codes, stock
 from engine.state.connection import Connection, Durability
@@ -65,13 +65,18 @@ def issue(connection: Connection, count: int) -> list[bytes]:
                 channel=Channel.ONLINE,
                 version=Version.DYNAMIC,
                 suite=Suite.AES,
+                state=State.LIVE,
                 policy_version=1,
                 expires_at_s=now_s + 3600,
+                ttl_s=3600,
+                proof_methods=(),
                 amount_fen=9_900,
                 pin_generation=0,
                 # Partition 0, and never one of the static codes' uids.
                 candidates=[(draw.getrandbits(54) | 1 << 33).to_bytes(8)],
+                candidates_free=1,
                 lines=[Line(SKU, 1)],
+                bundles=[],
                 order_id="2026112100001",
                 splits=[],
                 actor="mall:7",
@@ -95,8 +100,12 @@ def tries(uids: list[bytes]) -> list[codes.RedeemItem]:
             version=Version.DYNAMIC,
             stale=False,
             pin=(codes.NO_PIN, codes.NO_PIN),
+            proof=RedeemVerdict.PROOF_REQUIRED,
+            proof_digest=bytes(12),
+            proof_method=0,
             place=None,
             closed=None,
+            window=None,
             distance_bucket=2,
             lines=(),
             actor="terminal:3",

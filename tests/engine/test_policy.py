@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from engine import limits
 from engine.claims import Position
+from engine.policies import LocationRule
 from engine.policy import UNKNOWN_DISTANCE, is_stale, judge_places
 from engine.stores import Store
 from engine.verdict import RedeemVerdict
@@ -18,8 +19,8 @@ NOW_S = 1_800_000_000
 NEVER_S = 2**32 - 1
 
 
-def judge(of: Store | None, at: Position | None) -> RedeemVerdict | None:
-    [(finding, _)] = judge_places([of], [at])
+def judge(of: Store | None, at: Position | None, rule: LocationRule = "optional") -> RedeemVerdict | None:
+    [(finding, _)] = judge_places([of], [at], [rule])
     return finding
 
 
@@ -105,7 +106,7 @@ def test_gcj_02_sent_as_wgs_84_is_out_of_range() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "position", "verdict"),
+    ("rule", "position", "verdict"),
     [
         ("required", None, RedeemVerdict.LOCATION_REQUIRED),
         ("required", north(0), None),
@@ -118,22 +119,30 @@ def test_gcj_02_sent_as_wgs_84_is_out_of_range() -> None:
         ("off", north(0, 500), None),
     ],
 )
-def test_what_a_store_asks_of_its_terminals(
-    policy: str, position: Position | None, verdict: RedeemVerdict | None
+def test_what_is_asked_of_a_caller(
+    rule: LocationRule, position: Position | None, verdict: RedeemVerdict | None
 ) -> None:
-    assert judge(store(1, terminal_location=policy), position) is verdict
+    assert judge(store(1), position, rule) is verdict
+
+
+def test_the_rule_is_the_one_given_and_not_the_store_s_own() -> None:
+    """A store's rule is about its terminals; the same store is also compared with customers' phones."""
+    assert judge(store(1, terminal_location="required"), None, "off") is None
+    assert judge(store(1, terminal_location="off"), None, "required") is RedeemVerdict.LOCATION_REQUIRED
 
 
 def test_an_unknown_store_finds_nothing() -> None:
     """It can't be a code's store either, so the rule of the store answers."""
-    assert judge_places([None, None], [None, north(0)]) == [(None, UNKNOWN_DISTANCE)] * 2
+    places = judge_places([None, None], [None, north(0)], ["required", "required"])
+    assert places == [(None, UNKNOWN_DISTANCE)] * 2
 
 
 def test_a_batch_keeps_its_order() -> None:
-    here, strict, off = store(1), store(2, terminal_location="required"), store(3, terminal_location="off")
+    here, strict, off = store(1), store(2), store(3)
     findings = judge_places(
         [here, strict, None, off, here, here],
         [north(5000), None, north(0), north(9), north(0), north(0, 999)],
+        ["optional", "required", "optional", "off", "optional", "optional"],
     )
     assert [finding for finding, _ in findings] == [
         RedeemVerdict.OUT_OF_RANGE,
@@ -146,11 +155,13 @@ def test_a_batch_keeps_its_order() -> None:
     buckets = [bucket for _, bucket in findings]
     assert buckets[1:4] == [UNKNOWN_DISTANCE] * 3
     assert buckets[0] > buckets[4] != UNKNOWN_DISTANCE
-    assert judge_places([], []) == []
+    assert judge_places([], [], []) == []
 
 
 def test_only_a_bucket_of_the_distance_is_kept() -> None:
     """Coordinates are sensitive personal data: what remains can't tell one place from another nearby."""
-    [(_, near)], [(_, nearby)] = (judge_places([store(1)], [north(metres)]) for metres in (11, 12))
+    [(_, near)], [(_, nearby)] = (
+        judge_places([store(1)], [north(metres)], ["optional"]) for metres in (11, 12)
+    )
     assert near == nearby
     assert 0 <= near < UNKNOWN_DISTANCE <= 255

@@ -9,7 +9,7 @@ import pytest
 
 from engine import issuance, limits, redemption
 from engine.calls import IssueAnswer
-from engine.claims import Channel, Line, Suite, Version
+from engine.claims import Channel, Line, State, Suite, Version
 from engine.errors import PickgateError, RequestIdReused, StoreUnavailable
 from engine.state import codes
 from engine.state.keys import partition_of_store
@@ -32,12 +32,17 @@ def item(shop: Shop, request: bytes, *candidates: bytes, **fields: Any) -> codes
         "channel": Channel.ONLINE,
         "version": Version.DYNAMIC,
         "suite": Suite.AES,
+        "state": State.LIVE,
         "policy_version": 1,
         "expires_at_s": shop.clock.now_s + 3600,
+        "ttl_s": 3600,
+        "proof_methods": (),
         "amount_fen": 0,
         "pin_generation": 0,
         "candidates": candidates,
+        "candidates_free": len(candidates),
         "lines": (Line(100, 1),),
+        "bundles": (),
         "order_id": "ORDER-1",
         "splits": (),
         "actor": "",
@@ -106,8 +111,12 @@ def test_every_generation_of_a_pin_key_is_told_from_no_pin(shop: Shop, generatio
                     version=Version.STATIC,
                     stale=False,
                     pin=pin,
+                    proof=RedeemVerdict.PROOF_REQUIRED,
+                    proof_digest=bytes(12),
+                    proof_method=0,
                     place=None,
                     closed=None,
+                    window=None,
                     distance_bucket=255,
                     lines=(),
                     actor="",
