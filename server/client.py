@@ -29,7 +29,8 @@ from server import bounds
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
 
-_RETRIED: Final = frozenset({grpc.StatusCode.UNAVAILABLE})
+_RETRIED: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+"""Not decided, and not ours to give up: CANCELLED is what a call gets that a stopping server had not taken up yet."""
 
 
 class CallFailed(Exception):

@@ -178,6 +178,11 @@ class Settings(BaseModel):
         return self.data_dir / "passphrase"
 
     @property
+    def deployment_marker(self) -> Path:
+        """A file that says that the embedded store of this folder holds a deployment, written when it was created."""
+        return self.data_dir / "deployment"
+
+    @property
     def server_address(self) -> str:
         """Where clients find the server: `target`, or the first address it listens on."""
         return self.target or self.listen[0].address

@@ -108,6 +108,12 @@ def create(
     """
     if Deployment.exists(url):
         raise DeploymentMismatch("the store holds a deployment already: nothing was changed")
+    if _lasts(settings) and settings.deployment_marker.exists():
+        # New keys in place of lost ones would turn every code that is out there into a forgery, and sell its stock again.
+        raise DeploymentMismatch(
+            f"the store in {settings.data_dir} held a deployment and is empty now: restore a backup of the folder; to begin "
+            f"anew, remove {settings.deployment_marker} first"
+        )
     unlock = find_unlock(settings, environ, ask=ask)
     made = None
     if unlock is None:
@@ -127,7 +133,14 @@ def create(
         replicas=settings.replicas,
         partitions=settings.partitions,
     )
+    if _lasts(settings):
+        settings.deployment_marker.touch(mode=0o600)
     return made
+
+
+def _lasts(settings: Settings) -> bool:
+    """True when what is in the store outlives it: then an empty one is a loss. One in memory begins empty each time."""
+    return settings.embedded and settings.durability != "memory"
 
 
 def open_deployment(

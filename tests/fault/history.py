@@ -8,7 +8,8 @@ P1 retries of one request get the same answer, and only one of them is the first
 P2 at most one request succeeds per code
 P3 what was acknowledged is in the events: same event, code, request, time and terminal
 P4 what is in the events was asked for, by that request, and not before it was sent
-P5 a refusal is true: it names the ending of this code that is in the events, and that had been asked for by then
+P5 a refusal is true: it names the ending of this code that is in the events, that had been asked for by then, and by another
+   request than this one (who is refused hands over nothing)
 P6 a code ends once, and no event number is given twice
 """
 
@@ -164,6 +165,8 @@ def _p5(by_request: dict[bytes, list[Call]], calls: list[Call], endings: list[Ev
         told = TRUE_OF.get(call.answer.verdict)
         if told is None:
             yield f"P5 {call}: not an answer for this code"
+        elif event is not None and event.request == call.request:
+            yield f"P5 {call}: refused for what it has itself done: {event}"
         elif event is None or event.type is not told:
             yield f"P5 {call}: not true, its ending is {event}"
         elif call.answer.at_ms != event.at_ms or call.answer.terminal_id != event.terminal_id:

@@ -66,6 +66,10 @@ BROKEN: dict[str, tuple[str, Callable[[], History]]] = {
         "P5",
         lambda: ([replace(RIVAL, answer=replace(TOLD, verdict="UNKNOWN_CODE"))], []),
     ),
+    "refused for its own redemption, of which it had not heard": (
+        "P5",
+        lambda: ([LOST_REPLY, replace(RETRY, answer=TOLD)], [EVENT]),
+    ),
     "refused for what never happened": ("P5", lambda: ([RIVAL], [])),
     "refused for another ending": (
         "P5",

@@ -477,6 +477,23 @@ def test_a_stop_by_signal_lets_a_redemption_in_flight_finish(tmp_path: Path) -> 
         assert (replayed["verdict"], replayed["replayed"]) == ("REDEEMED", True)
 
 
+def test_an_emptied_store_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
+    """New keys would make every code that is out there a forgery."""
+    with ExitStack() as stack:
+        made = serve(stack, tmp_path / "data", tmp_path)
+        with redis.Redis.from_url(running_url(tmp_path / "data") or "") as client:
+            client.flushall()
+        made.process.terminate()
+        assert made.process.wait(30) == 0
+        refused = pickgate("serve", "--data-dir", str(made.data_dir), "--listen", "127.0.0.1:0", cwd=tmp_path)
+        assert refused.returncode == 2
+        assert refused.stderr.splitlines()[-1].startswith("error DEPLOYMENT_MISMATCH: ")
+        assert "restore a backup" in refused.stderr
+
+        (made.data_dir / "deployment").unlink()
+        serve(stack, made.data_dir, tmp_path)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_server_in_order(tmp_path: Path, number: signal.Signals) -> None:
     with ExitStack() as stack:
