@@ -16,11 +16,14 @@ from engine import limits
 from engine.calls import Record, StockChange
 from engine.claims import Decision, EventId, LineState, State
 from engine.deployment import Deployment
+from engine.idempotency import REQUEST_BYTES
 from engine.state import codes, layouts
 from engine.state.events import Event, EventType, parse
 
 Shelf = tuple[int, int, int]
 """(mall, store, SKU)."""
+Departure = tuple[bytes, int, int]
+"""Units that left a store: request digest, epoch and seq of the event."""
 
 OPEN: Final = (State.LIVE, State.PARTLY)
 """States in which units can be handed out."""
@@ -52,9 +55,9 @@ class Books:
     """Units that codes took away, less those that came back."""
     received: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Units that receipts and corrections brought in, by mall and SKU, all stores together."""
-    transit: dict[bytes, int] = field(default_factory=dict)
-    """Units sent and not arrived, by request digest."""
-    arrived: Counter[bytes] = field(default_factory=Counter)
+    transit: dict[Departure, Event] = field(default_factory=dict)
+    """Departures of units that have not arrived."""
+    arrived: set[Departure] = field(default_factory=set)
     lives: dict[bytes, Life] = field(default_factory=dict)
     issued: dict[bytes, Record] = field(default_factory=dict)
     """Each code's record as it was made."""
@@ -94,9 +97,9 @@ def fold(events: Iterable[Event]) -> Books:
                 _STEPS_OF_CODE[event.type](books, event, books.lives[event.uid])
             books.of_code[event.uid].append(event)
     # Both ends of a transfer lie in partitions of their own, whose events are not ordered among each other.
-    for request in books.arrived:
-        assert request in books.transit, "units arrived that nobody sent"
-        del books.transit[request]
+    for departure in books.arrived:
+        assert departure in books.transit, "units arrived that nobody sent"
+        del books.transit[departure]
     return books
 
 
@@ -122,14 +125,14 @@ def _send(books: Books, event: Event) -> None:
     shelf = (event.mall_id, event.store_id, event.facts["sku_id"])
     books.on_hand[shelf] -= event.facts["amount"]
     assert books.on_hand[shelf] >= books.reserved[shelf], f"sent away what was promised: {event}"
-    assert event.request not in books.transit, f"one transfer sent twice: {event}"
-    books.transit[event.request] = event.facts["amount"]
+    books.transit[event.request, event.id.epoch, event.id.seq] = event
 
 
 def _arrive(books: Books, event: Event) -> None:
     books.on_hand[event.mall_id, event.store_id, event.facts["sku_id"]] += event.facts["amount"]
-    books.arrived[event.request] += 1
-    assert books.arrived[event.request] == 1, f"one transfer arrived twice: {event}"
+    departure = (event.request, *event.facts["departure"])
+    assert departure not in books.arrived, f"one transfer arrived twice: {event}"
+    books.arrived.add(departure)
 
 
 def _make(books: Books, event: Event) -> None:
@@ -154,7 +157,9 @@ def _confirm(books: Books, event: Event, life: Life) -> None:
 
 def _extend(books: Books, event: Event, life: Life) -> None:
     assert life.state in (*OPEN, State.LOCKED), f"extended what has ended: {event}"
-    assert event.facts["expires_at_s"] > life.expires_at_s > event.at_ms // 1000, f"extended too late: {event}"
+    assert event.facts["expires_at_s"] > life.expires_at_s > event.at_ms // 1000, (
+        f"extended too late: {event}"
+    )
     life.expires_at_s = event.facts["expires_at_s"]
 
 
@@ -177,7 +182,9 @@ def _hand_out(books: Books, event: Event, life: Life, lines: Iterable[LineState]
         books.on_hand[shelf] -= line.count
         books.reserved[shelf] -= line.count
         books.handed_out[shelf] += line.count
-        assert min(books.on_hand[shelf], books.reserved[shelf]) >= 0, f"handed out what was not there: {event}"
+        assert min(books.on_hand[shelf], books.reserved[shelf]) >= 0, (
+            f"handed out what was not there: {event}"
+        )
     life.redeemed_at_ms, life.terminal_id = event.at_ms, event.terminal_id
 
 
@@ -330,22 +337,25 @@ def _check_shelves(books: Books, deployment: Deployment) -> None:
 
 def _check_transit(books: Books, deployment: Deployment) -> None:
     connection = deployment.connection
-    kept: dict[bytes, int] = {}
+    kept: dict[Departure, int] = {}
     for names in connection.partitions:
         [fields] = connection.read([("HGETALL", names.transit)])
-        for request, data in _pairs(fields).items():
-            kept[request] = dict(zip(layouts.TRANSIT.names, layouts.TRANSIT.unpack(data), strict=True))["amount"]
+        for key, data in _pairs(fields).items():
+            epoch, seq = layouts.DEPARTURE.unpack(key, REQUEST_BYTES)
+            units = layouts.TRANSIT.unpack(data)[layouts.TRANSIT.names.index("amount")]
+            kept[key[:REQUEST_BYTES], epoch, seq] = units
     # One that has arrived may wait to be struck out; one that has not must be there.
-    assert {request: units for request, units in kept.items() if request not in books.arrived} == books.transit
+    assert {departure: units for departure, units in kept.items() if departure not in books.arrived} == {
+        departure: event.facts["amount"] for departure, event in books.transit.items()
+    }
 
     there: Counter[tuple[int, int]] = Counter()
     for (mall_id, _, sku_id), units in books.on_hand.items():
         there[mall_id, sku_id] += units
     for (mall_id, _, sku_id), units in books.handed_out.items():
         there[mall_id, sku_id] += units
-    for event in books.events:
-        if event.type is EventType.TRANSFER_OUT and event.request in books.transit:
-            there[event.mall_id, event.facts["sku_id"]] += event.facts["amount"]
+    for event in books.transit.values():
+        there[event.mall_id, event.facts["sku_id"]] += event.facts["amount"]
     assert +there == +books.received, "units were lost or made"
 
 

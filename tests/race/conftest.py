@@ -52,12 +52,18 @@ def rounds() -> int:
 
 
 @pytest.fixture(scope="session")
-def course(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Course]:
-    """Three processes with four threads each for heats, on a store of their own that keeps nothing on disk."""
+def course_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A store of the heats' own, which keeps nothing on disk."""
     with EmbeddedServer(tmp_path_factory.mktemp("heats") / "data", durability="memory") as server:
         heats.create(server.url)
-        with heats.course(server.url) as opened:
-            yield opened
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def course(course_url: str) -> Iterator[Course]:
+    """Three processes with four threads each for heats."""
+    with heats.course(course_url) as opened:
+        yield opened
 
 
 @pytest.fixture

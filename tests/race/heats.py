@@ -7,6 +7,7 @@ code's end while a terminal, whose clock is behind, still tries to redeem it.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import threading
 import traceback
@@ -18,8 +19,8 @@ from multiprocessing.process import BaseProcess
 from random import Random
 from typing import Any, Final
 
-from engine import expiry, issuance, redemption, review, stock
-from engine.calls import StockChange, StockRequest
+from engine import expiry, issuance, limits, redemption, review, stock
+from engine.calls import IssueAnswer, StockChange, StockRequest
 from engine.deployment import Deployment, Durability
 from engine.errors import PickgateError
 from engine.stores import CatalogueEntry
@@ -39,8 +40,10 @@ START_MS: Final = 1_800_000_000_000
 
 FAMILIES: Final = HEATS
 """Groups of three SKUs and the two bundles that share the second of them: one for each heat of a run."""
-_FAMILY_SKU: Final = 1_000
-_FAMILY_BUNDLE: Final = 5_000
+_SKUS: Final = range(100_000, 100_250)
+"""SKUs of their own that heats take one after the other: more than a run needs, so that none serves two heats at once."""
+_FAMILY_SKU: Final = 110_000
+_FAMILY_BUNDLE: Final = 120_000
 _PUT_MAX: Final = 200
 
 VERBS: Final[Mapping[str, Callable[..., list[Any]]]] = {
@@ -148,6 +151,7 @@ class Course(Shop):
     def __init__(self, deployment: Deployment, pipes: Sequence[Connection]) -> None:
         super().__init__(deployment, name="course")
         self._pipes = pipes
+        self._cycle = itertools.cycle(_SKUS)
         self._draw = Random(len(pipes))
         self.now_ms = START_MS
 
@@ -170,7 +174,24 @@ class Course(Shop):
             StockRequest(MALL, self.request_id(), store_id, sku_id, StockChange.COUNT, units)
             for sku_id, units in counted
         ]
-        assert all(sound(answer).verdict.success for answer in stock.change(self.deployment, requests))
+        for start in range(0, len(requests), limits.BATCH_MAX):
+            answers = stock.change(self.deployment, requests[start : start + limits.BATCH_MAX])
+            assert all(sound(answer).verdict.success for answer in answers)
+
+    def sku(self, units: int, *, store_id: int = STORE) -> int:
+        """A SKU that no heat uses just now, with units on hand that nobody has claimed; earlier heats may have left it short."""
+        sku_id = next(self._cycle)
+        self.count((sku_id, self.figures(sku_id, store_id=store_id).reserved + units), store_id=store_id)
+        return sku_id
+
+    def show(self, codes: Sequence[IssueAnswer]) -> list[str]:
+        """Payloads of any number of codes, good now."""
+        slices = range(0, len(codes), limits.BATCH_MAX)
+        return [
+            text
+            for start in slices
+            for text in super(Course, self).show(codes[start : start + limits.BATCH_MAX])
+        ]
 
     def run(self, heats: Sequence[Sequence[Caller]]) -> list[list[Any]]:
         """Run heats one behind the other; the outcomes of each, in the order of its callers.
@@ -225,7 +246,7 @@ def create(url: str) -> None:
     )
     with _open(url) as deployment:
         shops.furnish(deployment)
-        entries = []
+        entries = [CatalogueEntry(MALL, sku, f"SKU {sku}") for sku in _SKUS]
         for number in range(FAMILIES):
             (first, second, third), (both, three) = (family(number).skus, family(number).bundles)
             entries += [CatalogueEntry(MALL, sku, f"SKU {sku}") for sku in (first, second, third)]

@@ -50,7 +50,9 @@ APART_S: Final = 120
 def redeem(
     course: Course, code: str, terminal_id: int, *lines: Line, pin: str = "", detours: int = 0, at_ms: int = 0
 ) -> Caller:
-    request = RedeemRequest(terminal(terminal_id), course.request_id(), code, pin=pin, lines=lines, actor="clerk")
+    request = RedeemRequest(
+        terminal(terminal_id), course.request_id(), code, pin=pin, lines=lines, actor="clerk"
+    )
     return Caller("redeem", request, detours, at_ms)
 
 
@@ -227,18 +229,15 @@ def test_parts_against_expiry(course: Course, runs: int) -> None:
             [text] = course.show([code])
             detours = course.behind(BEHIND)
             return [
-                redeem(course, text, n, Line(code_sku[code.uid], 1), detours=detours, at_ms=at_ms)
+                redeem(course, text, n, Line(sku, 1), detours=detours, at_ms=at_ms)  # noqa: B023
                 for n in range(1, CALLERS - SWEEPERS + 1)
             ]
 
-        code_sku = {code.uid: sku for code in made}
         for code, outcomes in zip(made, race_the_sweep(course, made, callers_of), strict=True):
             verdicts = Counter(sound(outcome).verdict for outcome in outcomes)
             won = verdicts.pop(RedeemVerdict.REDEEMED, 0)
             assert won <= 3
-            assert set(verdicts) <= {
-                RedeemVerdict.ALREADY_REDEEMED if won == 3 else RedeemVerdict.EXPIRED
-            }
+            assert set(verdicts) <= {RedeemVerdict.ALREADY_REDEEMED if won == 3 else RedeemVerdict.EXPIRED}
             taken[won] += 1
             expected.append((code.uid, won))
     books = check_books(course.deployment)

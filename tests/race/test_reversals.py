@@ -71,9 +71,7 @@ def test_redeem_against_reverse(course: Course, runs: int) -> None:
                 assert answer in back or answer.verdict is ReverseVerdict.NOT_REDEEMED
             assert sorted(answer.cycle for answer in back) == list(range(1, len(back) + 1))
             in_turn = sorted([*won, *back], key=lambda answer: answer.event)
-            assert all(
-                isinstance(answer, type(won[0])) == (n % 2 == 0) for n, answer in enumerate(in_turn)
-            )
+            assert all(isinstance(answer, type(won[0])) == (n % 2 == 0) for n, answer in enumerate(in_turn))
             reversals[len(back)] += 1
             out += len(won) - len(back)
             expected.append((code.uid, [EventType.REDEEMED, EventType.REVERSED] * len(won), in_turn))
@@ -95,8 +93,7 @@ def test_reverse_against_reverse(course: Course, runs: int) -> None:
         sku = course.sku(3 * HEATS)
         made = redeemed_codes(course, sku, HEATS, units=3)
         heats = [
-            [reverse(course, code, n, release=n % 2 == 0) for n in range(1, CALLERS + 1)]
-            for code in made
+            [reverse(course, code, n, release=n % 2 == 0) for n in range(1, CALLERS + 1)] for code in made
         ]
         before = course.figures(sku)
         released = 0
@@ -129,10 +126,7 @@ def test_parts_reversed_against_parts_reversed(course: Course, runs: int) -> Non
     for _ in range(runs):
         sku = course.sku(7 * HEATS)
         made = redeemed_codes(course, sku, HEATS, units=7)
-        heats = [
-            [reverse(course, code, n, Line(sku, 2)) for n in range(1, CALLERS + 1)]
-            for code in made
-        ]
+        heats = [[reverse(course, code, n, Line(sku, 2)) for n in range(1, CALLERS + 1)] for code in made]
         for code, outcomes in zip(made, course.run(heats), strict=True):
             answers = [sound(outcome) for outcome in outcomes]
             won = [answer for answer in answers if answer.verdict is ReverseVerdict.REVERSED]
