@@ -109,5 +109,9 @@ def _expire(connection: Connection, names: PartitionKeys, uids: Sequence[bytes])
 
 def _item(uid: bytes, record: bytes) -> _Item:
     fields = dict(zip(layouts.RECORD.names, layouts.RECORD.unpack(record), strict=True))
-    at = layouts.RECORD.size + fields["n_lines"] * layouts.LINE.size
+    at = (
+        layouts.RECORD.size
+        + fields["n_lines"] * layouts.LINE.size
+        + fields["n_bundles"] * layouts.BUNDLE.size
+    )
     return _Item(uid, fields["mall"], fields["store"], record[at : at + 12 * fields["n_requests"]])

@@ -11,7 +11,8 @@ from engine.state.events import EventType
 from engine.verdict import IssueVerdict, RedeemVerdict
 from tests.engine import shop as shops
 from tests.engine.fold import check_against_store, fold
-from tests.engine.shop import FAR_STORE, START_MS, Shop
+from tests.engine.proofs import proof_token, put_provider
+from tests.engine.shop import BUNDLE, FAR_STORE, START_MS, Shop
 
 SETTLE_S = 70
 """A minute is swept ten seconds after it began."""
@@ -92,8 +93,40 @@ def test_forgotten_whole_after_the_afterlife(shop: Shop, end: str) -> None:
     assert expiry.sweep(shop.deployment) == Swept(forgotten=1)
     assert shop.events() == events
     # Neither record, nor remembered answers, nor due entries remain.
-    kinds = {key.rpartition(b"}")[2][:1] for key in shop.dump() if not key.startswith(b"{ctl}")}
-    assert kinds == {b"m", b"e", b"s", b"k"}
+    assert _kinds(shop) == {b"m", b"e", b"s", b"k"}
+
+
+@pytest.mark.parametrize("kind", ["bundle", "proof", "review", "held"])
+def test_what_is_remembered_of_any_code_is_forgotten_with_it(shop: Shop, kind: str) -> None:
+    """Answers, burnt proofs and evidence go with the record, whatever else the record carries."""
+    shop.stock_all()
+    if kind == "bundle":
+        shop.put_bundle()
+        uid = shop.issue(lines=(Line(BUNDLE, 2), Line(102, 1))).uid
+        shop.redeem(shop.show(uid), lines=(Line(BUNDLE, 1),))
+        shop.reverse(uid)
+    elif kind == "proof":
+        put_provider(shop)
+        uid = shop.issue(version=Version.VALUABLE, lines=(Line(100, 2),)).uid
+        token = proof_token(shop, uid)
+        assert shop.redeem(shop.show(uid), lines=(Line(100, 1),), proof_token=token).verdict.success
+    elif kind == "review":
+        uid = shop.issue(version=Version.STATIC).uid
+        shop.lock(uid)
+    else:
+        uid = shop.hold().uid
+        shop.confirm(uid)
+        shop.extend(uid, shop.clock.now_s + 2 * limits.TTL_S_DEFAULT)
+    shop.void(uid)
+    shop.clock.tick(limits.AFTERLIFE_S + 180)
+    assert expiry.sweep(shop.deployment) == Swept(forgotten=1)
+    # Records, answers, evidence, open reviews. A due entry of a later minute says nothing, and goes with its minute.
+    assert not _kinds(shop) & {b"c", b"q", b"v", b"w"}
+
+
+def _kinds(shop: Shop) -> set[bytes]:
+    """Kinds of keys that are left in the partitions, by their first letter."""
+    return {key.rpartition(b"}")[2][:1] for key in shop.dump() if not key.startswith(b"{ctl}")}
 
 
 def test_a_sweep_that_was_cut_off_or_repeated_changes_nothing(shop: Shop) -> None:
