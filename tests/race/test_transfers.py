@@ -204,8 +204,8 @@ def test_cut_transfer_completed_from_many_sides(course: Course, runs: int, write
     books = check_books(course.deployment)
     assert not books.transit
     sent = Counter((event.request, event.type) for event in books.events)
-    for request in expected:
-        assert sent[request, EventType.TRANSFER_OUT] == sent[request, EventType.TRANSFER_IN] == 1
+    for digest in expected:
+        assert sent[digest, EventType.TRANSFER_OUT] == sent[digest, EventType.TRANSFER_IN] == 1
 
 
 def send_without_end(pipe: Pipe, url: str, name: str) -> None:
