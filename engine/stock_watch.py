@@ -340,6 +340,7 @@ class StockWatches:
         self._stopped = False
         self._stores: Mapping[int, Store] = {}
         self._thread: threading.Thread | None = None
+        self._failing = False
 
     def watch(self, request: WatchRequest) -> Watch:
         """Begin a watch: everything that happens after the levels it tells first will be told.
@@ -396,7 +397,6 @@ class StockWatches:
 
     # --- the thread -----------------------------------------------------------------------------------------------
     def _follow(self) -> None:
-        failing = False
         while True:
             with self._changed:
                 while not self._watches and not self._stopped:
@@ -413,17 +413,17 @@ class StockWatches:
                 with self._changed:
                     watches = tuple(self._watches) if following is self._following else ()
                 self._spread(events, watches)
-                failing = False
+                self._failing = False
             except Exception as error:
                 # Whatever it was, the thread goes on: watches that hear nothing more would look like quiet ones.
-                if not failing:
+                if not self._failing:
                     detail = error.message if isinstance(error, PickgateError) else ""
                     _log.warning(
                         "following the stock failed, and goes on: %s",
                         detail,
                         exc_info=None if detail else error,
                     )
-                failing = True
+                self._failing = True
                 for watch in watches:
                     watch.tell_anew()
                 with self._changed:

@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+import grpc
 import pytest
 from google.protobuf.message import Message
 
@@ -52,6 +53,9 @@ from tests.engine import proofs
 from tests.engine import shop as shops
 from tests.engine.shop import Clock
 
+Q = TypeVar("Q", bound=Message)
+R = TypeVar("R", bound=Message)
+
 MALL, OTHER_MALL = 1, 2
 SKU, BUNDLE, NO_SKU = 100, 200, 999
 NO_STORE = 4_000_000
@@ -80,8 +84,15 @@ class Counter:
     def new_id(self) -> str:
         return f"store-{self.store_id}-{next(self._ids)}"
 
-    def _call(self, method: Any, kind: type[Message], given: dict[str, Any], fields: dict[str, Any]) -> Any:
-        return self.client.call(method, kind(**{"request_id": self.new_id(), **given, **fields}))
+    def _call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Q, R],
+        kind: type[Q],
+        given: dict[str, Any],
+        fields: dict[str, Any],
+    ) -> R:
+        request: Any = {"request_id": self.new_id(), **given, **fields}
+        return self.client.call(method, kind(**request))
 
     # --- codes ---------------------------------------------------------------------------------------------------
     def _order(self) -> dict[str, Any]:
@@ -94,27 +105,27 @@ class Counter:
         }
 
     def issue(self, **fields: Any) -> code_pb.IssueResponse:
-        return self._call(self.client.codes.Issue, code_pb.IssueRequest, self._order(), fields)  # type: ignore[no-any-return]
+        return self._call(self.client.codes.Issue, code_pb.IssueRequest, self._order(), fields)
 
     def hold(self, **fields: Any) -> code_pb.HoldResponse:
-        return self._call(self.client.codes.Hold, code_pb.HoldRequest, self._order(), fields)  # type: ignore[no-any-return]
+        return self._call(self.client.codes.Hold, code_pb.HoldRequest, self._order(), fields)
 
     def confirm(self, uid: str) -> code_pb.ConfirmResponse:
         return self._call(
             self.client.codes.Confirm, code_pb.ConfirmRequest, {"mall_id": MALL, "uid": uid}, {}
-        )  # type: ignore[no-any-return]
+        )
 
     def extend(self, uid: str, by_s: int) -> code_pb.ExtendResponse:
         given = {"mall_id": MALL, "uid": uid, "expires_at_ms": self.clock() + by_s * 1000}
-        return self._call(self.client.codes.Extend, code_pb.ExtendRequest, given, {})  # type: ignore[no-any-return]
+        return self._call(self.client.codes.Extend, code_pb.ExtendRequest, given, {})
 
     def void(self, uid: str) -> code_pb.VoidResponse:
-        return self._call(self.client.codes.Void, code_pb.VoidRequest, {"mall_id": MALL, "uid": uid}, {})  # type: ignore[no-any-return]
+        return self._call(self.client.codes.Void, code_pb.VoidRequest, {"mall_id": MALL, "uid": uid}, {})
 
     def render(self, uid: str, **fields: Any) -> code_pb.RenderResponse:
         return self._call(
             self.client.codes.Render, code_pb.RenderRequest, {"mall_id": MALL, "uid": uid}, fields
-        )  # type: ignore[no-any-return]
+        )
 
     def show(self, uid: str) -> str:
         return self.render(uid).payloads[0].text
@@ -125,21 +136,22 @@ class Counter:
 
     def redeem(self, code: str, **fields: Any) -> redemption_pb.RedeemResponse:
         given = {"terminal": self.terminal(), "code": code, "actor": "clerk:bob"}
-        return self._call(self.client.redemption.Redeem, redemption_pb.RedeemRequest, given, fields)  # type: ignore[no-any-return]
+        return self._call(self.client.redemption.Redeem, redemption_pb.RedeemRequest, given, fields)
 
     def inspect(self, code: str, **fields: Any) -> redemption_pb.InspectResponse:
-        request = redemption_pb.InspectRequest(**{"terminal": self.terminal(), "code": code, **fields})  # type: ignore[arg-type]
+        given: Any = {"terminal": self.terminal(), "code": code, **fields}
+        request = redemption_pb.InspectRequest(**given)
         return self.client.call(self.client.redemption.Inspect, request)
 
     def reverse(self, uid: str, **fields: Any) -> redemption_pb.ReverseResponse:
         given = {"terminal": self.terminal(), "uid": uid}
-        return self._call(self.client.redemption.Reverse, redemption_pb.ReverseRequest, given, fields)  # type: ignore[no-any-return]
+        return self._call(self.client.redemption.Reverse, redemption_pb.ReverseRequest, given, fields)
 
     def decide(
         self, uid: str, decision: review_pb.Decision.ValueType, actor: str = "ops:ann"
     ) -> review_pb.DecideResponse:
         given = {"mall_id": MALL, "uid": uid, "decision": decision, "actor": actor}
-        return self._call(self.client.reviews.Decide, review_pb.DecideRequest, given, {})  # type: ignore[no-any-return]
+        return self._call(self.client.reviews.Decide, review_pb.DecideRequest, given, {})
 
     # --- stock and set-up ----------------------------------------------------------------------------------------
     def _stock(self) -> dict[str, Any]:
@@ -148,18 +160,18 @@ class Counter:
     def receive(self, count: int, **fields: Any) -> stock_pb.StockOutcome:
         given = {**self._stock(), "count": count}
         response = self._call(self.client.stock.ReceiveStock, stock_pb.ReceiveStockRequest, given, fields)
-        return response.outcome  # type: ignore[no-any-return]
+        return response.outcome
 
     def adjust(self, **fields: Any) -> stock_pb.StockOutcome:
         response = self._call(
             self.client.stock.AdjustStock, stock_pb.AdjustStockRequest, self._stock(), fields
         )
-        return response.outcome  # type: ignore[no-any-return]
+        return response.outcome
 
     def baseline(self, baseline: int) -> stock_pb.StockOutcome:
         given = {**self._stock(), "baseline": baseline}
         response = self._call(self.client.stock.SetBaseline, stock_pb.SetBaselineRequest, given, {})
-        return response.outcome  # type: ignore[no-any-return]
+        return response.outcome
 
     def transfer(self, count: int, **fields: Any) -> stock_pb.TransferStockResponse:
         given = {
@@ -169,7 +181,7 @@ class Counter:
             "sku_id": SKU,
             "count": count,
         }
-        return self._call(self.client.stock.TransferStock, stock_pb.TransferStockRequest, given, fields)  # type: ignore[no-any-return]
+        return self._call(self.client.stock.TransferStock, stock_pb.TransferStockRequest, given, fields)
 
     def put_store(self, **fields: Any) -> None:
         given = {
