@@ -158,11 +158,13 @@ class VoidRequest:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle of a code: its SKU, its units at issue, and the lines that are its parts."""
+    """A bundle of a code: its SKU, its units at issue less those refunded, and the lines that are its parts, from `first` on."""
 
     sku_id: int
     units: int
     parts: tuple[LineState, ...]
+    first: int = 0
+    """Place (0-based) of its first part among the record's lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,13 @@ class Record:
     """Time of the last redemption; 0 before."""
     lock: EventId | None
     """Event that locked the code, which is the review's id; None when not locked."""
+
+    @property
+    def ordered_sku_ids(self) -> tuple[int, ...]:
+        """What the customer ordered: its bundles, and the SKUs of lines that are no part of one. Policies go by these."""
+        in_bundles = {bundle.first + n for bundle in self.bundles for n in range(len(bundle.parts))}
+        loose = (line.sku_id for n, line in enumerate(self.lines) if n not in in_bundles)
+        return (*(bundle.sku_id for bundle in self.bundles), *loose)
 
 
 @dataclass(frozen=True, slots=True)

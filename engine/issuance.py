@@ -405,7 +405,7 @@ def _judge_customers(
     stores = [copy.stores.get(record.store_id) if record else None for record in records]
     rules = [
         copy.policies.resolve_lines(
-            record.store_id, record.mall_id, [line.sku_id for line in record.lines]
+            record.store_id, record.mall_id, record.ordered_sku_ids
         ).customer_location
         if record
         else "off"

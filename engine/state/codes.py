@@ -149,7 +149,7 @@ def parse_record(uid: bytes, data: bytes) -> Record:
     r = dict(zip(layouts.RECORD.names, layouts.RECORD.unpack(data), strict=True))
     lines, at = unpack_lines(data, layouts.RECORD.size, r["n_lines"])
     bundles = tuple(
-        Bundle(sku_id, units, lines[first - 1 : first - 1 + count])
+        Bundle(sku_id, units, lines[first - 1 : first - 1 + count], first - 1)
         for sku_id, units, first, count in (
             layouts.BUNDLE.unpack(data, at + n * layouts.BUNDLE.size) for n in range(r["n_bundles"])
         )

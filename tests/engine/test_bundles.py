@@ -138,25 +138,30 @@ def test_a_part_that_makes_too_many_units_is_refused(bundled: Shop) -> None:
 
 
 # --- policies of bundles and of their parts ---------------------------------------------------------------------------
-@pytest.mark.parametrize("sku_id", [BUNDLE, 101])
-def test_the_stricter_policy_of_a_bundle_and_its_parts_holds(bundled: Shop, sku_id: int) -> None:
-    """A part that must be shown at the store, or proved, is not free of it in a bundle; nor a bundle by its parts."""
+def test_policies_go_by_what_was_ordered(bundled: Shop) -> None:
+    """A bundle's own policy holds for it, at issue and whenever it is shown; its parts' are for those who order them loose."""
     bundled.put_policies(
         Policy(
             "sku",
             mall_id=MALL,
-            sku_id=sku_id,
+            sku_id=BUNDLE,
             customer_location="required",
             pickup_mode="static",
             code_ttl_s=600,
-        )
+        ),
+        Policy(
+            "sku", mall_id=MALL, sku_id=101, customer_location="off", pickup_mode="valuable", code_ttl_s=60
+        ),
     )
     issued = bundled.issue(lines=(Line(BUNDLE, 1),), version=None)
     record = bundled.record(issued.uid)
-    assert record.version is Version.STATIC if sku_id == BUNDLE else Version.DYNAMIC
-    assert record.ttl_s == 600
+    assert (record.version, record.ttl_s, record.ordered_sku_ids) == (Version.STATIC, 600, (BUNDLE,))
     assert bundled.render(issued.uid).verdict is RenderVerdict.LOCATION_REQUIRED
     assert bundled.render(issued.uid, position=north(0)).verdict is RenderVerdict.RENDERED
+
+    loose = bundled.record(bundled.issue(lines=(Line(101, 1), Line(100, 1)), version=None).uid)
+    assert (loose.version, loose.ttl_s, loose.ordered_sku_ids) == (Version.VALUABLE, 60, (101, 100))
+    assert bundled.render(loose.uid).verdict is RenderVerdict.RENDERED
 
 
 def test_tiers_are_those_of_the_parts(bundled: Shop) -> None:
