@@ -11,8 +11,10 @@ from engine import expiry, issuance, limits, redemption, stock
 from engine.calls import RedeemAnswer, RedeemRequest, StockChange, StockRequest, VoidAnswer, VoidRequest
 from engine.claims import Channel, Line, Split, State, Suite, Terminal, Version
 from engine.errors import Exhausted, PickgateError, RequestIdReused
+from engine.policies import VERSION_OF_MODE, Policy
 from engine.state import register
-from engine.stores import CatalogueEntry, Mall
+from engine.state.events import EventType
+from engine.stores import CatalogueEntry, Mall, PickupMode
 from engine.verdict import IssueVerdict, RedeemVerdict, StockVerdict, VoidVerdict
 from tests.engine.shop import FAR_STORE, MALL, NEIGHBOUR, OTHER_MALL, STORE, Shop, north
 
@@ -322,6 +324,99 @@ def test_a_code_changed_too_often_is_refused_rather_than_forgotten(shop: Shop) -
     first_again(firsts[0], again)
     assert shop.void(uid).verdict is VoidVerdict.VOIDED
     assert shop.figures().reserved == 0
+
+
+def test_a_code_extended_too_often_stays_whole(shop: Shop) -> None:
+    """A record counts what it remembers in one byte: without a bound the 256th would make nonsense of it."""
+    shop.stock_all()
+    uid = shop.issue(order_id="ORDER-9").uid
+    exp = shop.record(uid).expires_at_s
+    for n in range(1, limits.REMEMBERED_REQUESTS_MAX + 1):
+        assert shop.extend(uid, exp + n, request_id=f"extend-{n:04}").verdict.success
+    before = shop.dump()
+    with pytest.raises(Exhausted):
+        shop.extend(uid, exp + 1000, request_id=ID)
+    assert shop.dump() == before
+    assert shop.extend(uid, exp + 1, request_id="extend-0001").replayed
+    assert (shop.record(uid).order_id, shop.record(uid).expires_at_s) == (
+        "ORDER-9",
+        exp + limits.REMEMBERED_REQUESTS_MAX,
+    )
+    # The id was not used up by the refusal.
+    other = shop.issue()
+    assert shop.extend(other.uid, other.expires_at_s + 1, request_id=ID).verdict.success
+    assert shop.void(uid).verdict is VoidVerdict.VOIDED
+    shop.clock.tick(limits.AFTERLIFE_S + 180)
+    assert expiry.sweep(shop.deployment).forgotten == 1
+
+
+# --- hold, confirm, extend ----------------------------------------------------------------------------------------
+def test_hold_and_confirm_again(shop: Shop) -> None:
+    """Confirming tells the secrets, also again; a hold asked again after that still tells of the hold."""
+    shop.stock_all()
+    held = shop.hold(request_id=ID, version=Version.STATIC)
+    assert shop.hold(request_id=ID, version=Version.STATIC) == replace(held, replayed=True)
+    shop.clock.tick(600)
+    confirmed = shop.confirm(held.uid, request_id=ID)
+    assert confirmed.typed
+    assert confirmed.pin
+    assert confirmed.expires_at_s == shop.clock.now_s + limits.TTL_S_DEFAULT
+    shop.clock.tick(3600)
+    first_again(confirmed, shop.confirm(held.uid, request_id=ID))
+    assert shop.hold(request_id=ID, version=Version.STATIC) == replace(held, replayed=True)
+    assert shop.redeem(confirmed.typed, pin=confirmed.pin).verdict.success
+    first_again(confirmed, shop.confirm(held.uid, request_id=ID))
+
+
+def test_one_id_for_hold_and_issue_makes_two_codes(shop: Shop) -> None:
+    """Their scopes differ; both are found by it, the hold as well as the code."""
+    shop.stock_all()
+    held, issued = shop.hold(request_id=ID), shop.issue(request_id=ID)
+    assert held.uid != issued.uid
+    [found] = issuance.get_by_request_id(shop.deployment, MALL, [ID])
+    assert found is not None
+    assert found.uid in (held.uid, issued.uid)
+    shop.hold(request_id="another-one")
+    [other] = issuance.get_by_request_id(shop.deployment, MALL, ["another-one"])
+    assert other is not None
+    assert other.state is State.HELD
+    assert issuance.get_by_request_id(shop.deployment, OTHER_MALL, [ID]) == [None]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("dynamic", "static"), ("static", "valuable"), ("valuable", "dynamic")]
+)
+@pytest.mark.parametrize("verb", ["issue", "hold"])
+def test_again_after_the_policy_asks_for_another_kind_of_code(
+    shop: Shop, before: PickupMode, after: PickupMode, verb: str
+) -> None:
+    shop.stock_all()
+    make = getattr(shop, verb)
+    shop.put_policies(Policy("deployment", pickup_mode=before, code_ttl_s=600, hold_s=60))
+    first = make(request_id=ID, version=None)
+    shop.put_policies(Policy("deployment", pickup_mode=after, code_ttl_s=7200, hold_s=600))
+    assert make(request_id=ID, version=None) == replace(first, replayed=True)
+    assert shop.figures().reserved == 1
+    with pytest.raises(RequestIdReused):
+        make(request_id=ID, version=VERSION_OF_MODE[before])
+    new = make(version=None)
+    assert shop.record(new.uid).version is VERSION_OF_MODE[after]
+
+
+def test_extend_again_after_a_later_one(shop: Shop) -> None:
+    shop.stock_all()
+    issued = shop.issue()
+    first = shop.extend(issued.uid, issued.expires_at_s + 100, request_id=ID)
+    shop.extend(issued.uid, issued.expires_at_s + 200)
+    assert shop.extend(issued.uid, issued.expires_at_s + 100, request_id=ID) == replace(first, replayed=True)
+    with pytest.raises(RequestIdReused):
+        shop.extend(issued.uid, issued.expires_at_s + 300, request_id=ID)
+    # Of three entries in the due index only the last one applies.
+    shop.clock.tick(limits.TTL_S_DEFAULT + 199)
+    assert expiry.sweep(shop.deployment).expired == 0
+    shop.clock.tick(72)
+    assert expiry.sweep(shop.deployment).expired == 1
+    assert [event.type for event in shop.events()].count(EventType.EXPIRED) == 1
 
 
 # --- void ---------------------------------------------------------------------------------------------------------

@@ -9,8 +9,20 @@ from typing import Any
 import pytest
 
 from engine import limits
-from engine.calls import IssueRequest, RedeemRequest, RenderRequest, StockChange, StockRequest, VoidRequest
-from engine.claims import Line, Position, Split, Suite, Terminal, Version
+from engine.calls import (
+    ConfirmRequest,
+    ExtendRequest,
+    IssueRequest,
+    RedeemRequest,
+    RenderRequest,
+    ReverseRequest,
+    ReviewRequest,
+    StockChange,
+    StockRequest,
+    TransferRequest,
+    VoidRequest,
+)
+from engine.claims import Decision, Line, Position, Split, Suite, Terminal, Version
 from engine.errors import InvalidInput, TooManyItems
 from engine.state.events import EventType
 from engine.stores import CatalogueEntry
@@ -70,6 +82,29 @@ _ISSUE: dict[str, Any] = {
         (lambda: StockRequest(1, "request-1", 1, 1, StockChange.BASELINE, 2**31), "amount"),
         (lambda: StockRequest(1, "request-1", 1, 1, StockChange.ADJUST_BY, -(2**31)), "amount"),
         (lambda: StockRequest(1, "request-1", 0, 1, StockChange.RECEIVE, 1), "store_id"),
+        (lambda: RenderRequest(1, b"\0" * 8, request_id="short"), "request_id"),
+        (lambda: RenderRequest(1, b"\0" * 8, actor="x" * 65), "actor"),
+        (lambda: ConfirmRequest(0, "request-1", b"\0" * 8), "mall_id"),
+        (lambda: ConfirmRequest(1, "short", b"\0" * 8), "request_id"),
+        (lambda: ConfirmRequest(1, "request-1", b"\0" * 7), "uid"),
+        (lambda: ConfirmRequest(1, "request-1", b"\0" * 8, actor="x" * 65), "actor"),
+        (lambda: ExtendRequest(1, "request-1", b"\0" * 7, 1), "uid"),
+        (lambda: ExtendRequest(1, "short", b"\0" * 8, 1), "request_id"),
+        (lambda: ExtendRequest(1, "request-1", b"\0" * 8, -1), "expires_at_s"),
+        (lambda: ExtendRequest(1, "request-1", b"\0" * 8, 2**32), "expires_at_s"),
+        (lambda: ReverseRequest(Terminal(1, 1, 1), "short", b"\0" * 8), "request_id"),
+        (lambda: ReverseRequest(Terminal(1, 1, 1), "request-1", b"\0" * 9), "uid"),
+        (lambda: ReverseRequest(Terminal(1, 1, 1), "request-1", b"\0" * 8, (Line(1, 1), Line(1, 1))), "lines"),
+        (lambda: ReverseRequest(Terminal(1, 1, 1), "request-1", b"\0" * 8, reason=HAN * 201), "reason"),
+        (lambda: ReviewRequest(1, "request-1", b"\0" * 8, Decision.VOID, ""), "actor"),
+        (lambda: ReviewRequest(1, "request-1", b"\0" * 7, Decision.VOID, "ann"), "uid"),
+        (lambda: ReviewRequest(1, "request-1", b"\0" * 8, Decision.VOID, "ann", HAN * 201), "reason"),
+        (lambda: TransferRequest(1, "request-1", 1, 2, 1, 0), "amount"),
+        (lambda: TransferRequest(1, "request-1", 1, 2, 1, -1), "amount"),
+        (lambda: TransferRequest(1, "request-1", 1, 2, 1, 2**31), "amount"),
+        (lambda: TransferRequest(1, "request-1", 1, 1, 1, 1), "to_store_id"),
+        (lambda: TransferRequest(1, "request-1", 0, 1, 1, 1), "from_store_id"),
+        (lambda: TransferRequest(1, "request-1", 1, 2, 2**32, 1), "sku_id"),
     ],
 )  # fmt: skip
 def test_malformed_fields_are_refused_by_name(make: Callable[[], object], field: str) -> None:
