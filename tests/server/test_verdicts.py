@@ -18,7 +18,7 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 
-from engine import limits, serial, verdict
+from engine import expiry, limits, serial, verdict
 from engine.deployment import Deployment
 from engine.keyring import Keys
 from engine.state.server import EmbeddedServer
@@ -52,6 +52,7 @@ from server.translate_rules import provider_message
 from tests.engine import proofs
 from tests.engine import shop as shops
 from tests.engine.shop import Clock
+from tests.server.conftest import wait_until
 
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
@@ -172,6 +173,11 @@ class Counter:
         given = {**self._stock(), "baseline": baseline}
         response = self._call(self.client.stock.SetBaseline, stock_pb.SetBaselineRequest, given, {})
         return response.outcome
+
+    def figures(self) -> stock_pb.StockFigures:
+        request = stock_pb.ReadStockRequest(mall_id=MALL, store_id=self.store_id, sku_ids=[SKU])
+        (figures,) = self.client.call(self.client.stock.ReadStock, request).figures
+        return figures
 
     def transfer(self, count: int, **fields: Any) -> stock_pb.TransferStockResponse:
         given = {
@@ -830,3 +836,18 @@ def test_verdict_sentences_and_next_step(counter: Counter, wanted: Verdict, act:
         assert "()" not in sentence
         assert "（）" not in sentence
         assert " 0 " not in sentence
+
+
+def test_what_expires_is_swept_while_the_server_serves(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expiry, "SWEEP_S", 0.05)
+    held, issued = counter.hold(), counter.issue()
+    assert counter.figures().reserved == 2
+    counter.clock.tick(limits.HOLD_S_DEFAULT + 120)
+    wait_until(lambda: counter.figures().reserved == 1, "the hold's unit is free")
+    assert counter.confirm(held.uid).verdict == code_pb.CONFIRM_VERDICT_EXPIRED
+    counter.clock.tick(limits.TTL_S_DEFAULT)
+    wait_until(lambda: counter.figures().reserved == 0, "the code's unit is free")
+    assert counter.void(issued.uid).verdict == code_pb.VOID_VERDICT_EXPIRED
+    assert counter.figures().on_hand == UNITS
