@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_demo import ENVIRONMENT, ROW, SCANS, processes_in, until
+from tests.test_demo import ENVIRONMENT, ROWS, processes_in, rows_of, until
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -159,8 +159,10 @@ def test_a_line_that_is_not_printed_is_noticed() -> None:
 def test_the_demos_table_is_what_the_demo_prints() -> None:
     console = next(body for language, body in FENCE.findall(README) if language == "console")
     assert console.startswith("$ make demo\n")
-    rows = Counter((row["order"], row["verdict"]) for row in map(ROW.match, console.splitlines()) if row)
-    assert rows == SCANS
+    shown = rows_of(console.splitlines())
+    # Shortened, but nothing that the demo does not print, and of every kind of answer one.
+    assert shown - ROWS == Counter()
+    assert {verdict for _, verdict in shown} == {verdict for _, verdict in ROWS}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
