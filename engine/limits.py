@@ -62,6 +62,9 @@ BATCH_MAX: Final = 256
 """Items of one script call: about 7 ms of a store's single thread."""
 BULK_MAX: Final = 10_000
 """Items of one bulk issue; the engine cuts it into script calls of BATCH_MAX."""
+WRITE_ITEMS_MAX: Final = 1_024
+"""Items of one write to the store. All its calls carry the time of its sending, which may be CLOCK_SKEW_MS_MAX old when the last
+of them runs: a bulk sent at once, to a store that is busy or slow on its disk, would fail of its own length."""
 PARTITIONS_DEFAULT: Final = 16
 PARTITIONS_MAX: Final = 1_024
 """Ten bits of the uid."""

@@ -61,7 +61,7 @@ def run(
             calls.append(Call(script, keys.names, [*first_args, *packed]))
             owners.append(chunk)
     outcomes: list[Any] = [None] * len(items)
-    for chunk, reply in zip(owners, connection.run(calls), strict=True):
+    for chunk, reply in zip(owners, _run_in_writes(connection, calls, owners), strict=True):
         if isinstance(reply, PickgateError):
             for n in chunk:
                 outcomes[n] = reply
@@ -69,3 +69,17 @@ def run(
             for n, outcome in zip(chunk, reply, strict=True):
                 outcomes[n] = outcome
     return outcomes
+
+
+def _run_in_writes(
+    connection: Connection, calls: Sequence[Call], owners: Sequence[Sequence[int]]
+) -> list[list[bytes] | PickgateError]:
+    """Run calls, in as many writes as their items need: each has the time of its own moment (limits.WRITE_ITEMS_MAX)."""
+    replies: list[list[bytes] | PickgateError] = []
+    start = items = 0
+    for end, chunk in enumerate(owners):
+        if items and items + len(chunk) > limits.WRITE_ITEMS_MAX:
+            replies += connection.run(calls[start:end])
+            start, items = end, 0
+        items += len(chunk)
+    return replies + connection.run(calls[start:])
