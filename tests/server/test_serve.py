@@ -130,6 +130,7 @@ def test_one_call_too_many_is_refused_at_once(make_house: HouseFactory) -> None:
         ) as server,
         Client(server.addresses[0], timeout_s=10, tries=1) as client,
     ):
+        client.healthy()  # connected: calls that wait for a connection are sent in no order
         os.kill(store, signal.SIGSTOP)
         try:
             # On one connection the server meets calls in the order in which they were sent.
