@@ -11,16 +11,31 @@ import pytest
 
 from engine import issuance, limits
 from engine.calls import IssueAnswer, StockChange
-from engine.claims import Line, Terminal, Version
+from engine.claims import Channel, Decision, Line, Terminal, Version
 from engine.hours import Window
-from engine.verdict import InspectVerdict, IssueVerdict, RedeemVerdict, StockVerdict, Verdict
+from engine.policies import Policy
+from engine.verdict import (
+    ExtendVerdict,
+    InspectVerdict,
+    IssueVerdict,
+    RedeemVerdict,
+    RenderVerdict,
+    ReverseVerdict,
+    ReviewVerdict,
+    StockVerdict,
+    TransferVerdict,
+    Verdict,
+)
 from tests.engine.proofs import proof_token, put_provider
-from tests.engine.shop import FAR_STORE, MALL, NEIGHBOUR, OTHER_MALL, STORE, Shop, north
+from tests.engine.shop import BUNDLE, FAR_STORE, MALL, NEIGHBOUR, OTHER_MALL, STORE, Shop, north
 
 
 @dataclass
 class Attempt:
-    """A try to redeem a static code of two units, issued when stock was tight, to be spoilt in as many ways as there are rules."""
+    """A try to redeem a code of two units, issued when stock was tight, to be spoilt in as many ways as there are rules.
+
+    The code is static and its PIN given, or valuable and proved.
+    """
 
     shop: Shop
     issued: IssueAnswer
@@ -31,11 +46,16 @@ class Attempt:
     store_fields: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def good(cls, shop: Shop) -> Attempt:
+    def good(cls, shop: Shop, version: Version = Version.STATIC) -> Attempt:
         shop.stock_all()
         shop.receive(40, change=StockChange.BASELINE)
-        issued = shop.issue(version=Version.STATIC, lines=(Line(100, 2),))
-        return cls(shop, issued, shop.show(issued.uid), issued.pin)
+        if version is Version.VALUABLE:
+            put_provider(shop)
+        issued = shop.issue(version=version, lines=(Line(100, 2),))
+        attempt = cls(shop, issued, shop.show(issued.uid), issued.pin)
+        if version is Version.VALUABLE:
+            attempt.fields["proof_token"] = proof_token(shop, issued.uid)
+        return attempt
 
     def put_stores(self, **fields: Any) -> None:
         """Change the stores; what an earlier offence changed stays."""
@@ -52,6 +72,11 @@ class Attempt:
         ).verdict
 
 
+def wrong(pin: str) -> str:
+    """Another PIN than this one; for a code without, any."""
+    return f"{(int(pin or 0) + 1) % 1_000_000:06d}"
+
+
 def _forged(attempt: Attempt) -> None:
     attempt.code = attempt.code[:-1] + ("0" if attempt.code[-1] != "0" else "1")
 
@@ -61,7 +86,7 @@ def _of_another_mall(attempt: Attempt) -> None:
 
 
 def _redeemed(attempt: Attempt) -> None:
-    assert attempt.shop.redeem(attempt.code, pin=attempt.pin).verdict.success
+    assert attempt.shop.redeem(attempt.code, pin=attempt.pin, **attempt.fields).verdict.success
 
 
 def _voided(attempt: Attempt) -> None:
@@ -69,9 +94,8 @@ def _voided(attempt: Attempt) -> None:
 
 
 def _locked(attempt: Attempt) -> None:
-    wrong = f"{(int(attempt.issued.pin) + 1) % 1_000_000:06d}"
     for _ in range(limits.TRIES_MAX):
-        attempt.shop.redeem(attempt.code, pin=wrong)
+        attempt.shop.redeem(attempt.code, pin=wrong(attempt.issued.pin), proof_token="not a token")
 
 
 def _expired(attempt: Attempt) -> None:
@@ -83,7 +107,8 @@ def _stale(attempt: Attempt) -> None:
     record = attempt.shop.record(attempt.issued.uid)
     keys = attempt.shop.deployment.control.copy().usable_keys()
     past = replace(record, expires_at_s=attempt.shop.clock.now_s)
-    [attempt.code] = issuance.seal(keys, past, [0])
+    static = record.version is Version.STATIC
+    [attempt.code] = issuance.seal(keys, past, [0 if static else attempt.shop.clock.now_s])
 
 
 def _wrong_store(attempt: Attempt) -> None:
@@ -95,7 +120,15 @@ def _no_pin(attempt: Attempt) -> None:
 
 
 def _wrong_pin(attempt: Attempt) -> None:
-    attempt.pin = f"{(int(attempt.issued.pin) + 1) % 1_000_000:06d}"
+    attempt.pin = wrong(attempt.issued.pin)
+
+
+def _no_proof(attempt: Attempt) -> None:
+    attempt.fields["proof_token"] = ""
+
+
+def _bad_proof(attempt: Attempt) -> None:
+    attempt.fields["proof_token"] = "not a token"
 
 
 def _too_far(attempt: Attempt) -> None:
@@ -156,9 +189,16 @@ _DOING: Final = (_redeemed, _voided, _locked, _stale)
 """Offences that act on the sound code, so they come before the others; a stale payload is sealed for its time."""
 
 
-def spoil(shop: Shop, *rules: Rule) -> Attempt:
+PROOFS: Final = (
+    Rule(7, RedeemVerdict.PROOF_REQUIRED, _no_proof, only_redeem=True),
+    Rule(7, RedeemVerdict.PROOF_REJECTED, _bad_proof, only_redeem=True),
+)
+"""What stands for valuable codes where the PIN does for static ones."""
+
+
+def spoil(shop: Shop, *rules: Rule, version: Version = Version.STATIC) -> Attempt:
     """An attempt that offends against all these rules."""
-    attempt = Attempt.good(shop)
+    attempt = Attempt.good(shop, version)
     order = sorted(rules, key=lambda rule: rule.offend not in _DOING)
     for rule in order:
         rule.offend(attempt)
@@ -206,8 +246,7 @@ def test_all_places_are_taken() -> None:
         RedeemVerdict.REDEEMED,
         RedeemVerdict.LOCATION_REQUIRED,
         RedeemVerdict.NOT_CONFIRMED,
-        RedeemVerdict.PROOF_REQUIRED,
-        RedeemVerdict.PROOF_REJECTED,
+        *(rule.verdict for rule in PROOFS),
     }
 
 
@@ -234,21 +273,26 @@ def test_a_held_code_stands_where_a_locked_one_does(shop: Shop) -> None:
     assert attempt.redeem() is RedeemVerdict.UNKNOWN_CODE
 
 
-def test_a_proof_stands_where_the_pin_does(shop: Shop) -> None:
-    put_provider(shop)
-    shop.stock_all()
-    issued = shop.issue(version=Version.VALUABLE, lines=(Line(100, 2),))
-    attempt = Attempt(shop, issued, shop.show(issued.uid), "")
-    for offend in (_too_far, _closed, _too_many, _no_stock):
-        offend(attempt)
-    assert attempt.redeem() is RedeemVerdict.PROOF_REQUIRED
-    attempt.fields["proof_token"] = "not a token"
-    assert attempt.redeem() is RedeemVerdict.PROOF_REJECTED
-    attempt.fields["proof_token"] = proof_token(shop, issued.uid)
-    assert attempt.redeem() is RedeemVerdict.OUT_OF_RANGE
-    _wrong_store(attempt)
-    attempt.fields["proof_token"] = ""
-    assert attempt.redeem() is RedeemVerdict.WRONG_STORE
+@pytest.mark.parametrize("proof", PROOFS, ids=_name)
+@pytest.mark.parametrize("other", [rule for rule in RULES if rule.place != 7], ids=_name)
+def test_a_proof_stands_where_the_pin_does(shop: Shop, proof: Rule, other: Rule) -> None:
+    earlier = min(proof, other, key=lambda rule: rule.place)
+    attempt = spoil(shop, proof, other, version=Version.VALUABLE)
+    tries = shop.record(attempt.issued.uid).tries
+    assert attempt.redeem() is earlier.verdict
+    counted = earlier.verdict is RedeemVerdict.PROOF_REJECTED
+    assert shop.record(attempt.issued.uid).tries == tries + counted
+
+
+def test_a_good_proof_lets_the_questions_behind_it_be_asked(shop: Shop) -> None:
+    attempt = spoil(shop, *later(PROOFS[0]), version=Version.VALUABLE)
+    assert attempt.redeem() is RedeemVerdict.LOCATION_UNRELIABLE
+    # It was not used up by a try that handed nothing out.
+    attempt.fields = {"proof_token": attempt.fields["proof_token"]}
+    attempt.store_fields = {}
+    attempt.put_stores()
+    shop.receive(10, change=StockChange.COUNT)
+    assert attempt.redeem() is RedeemVerdict.REDEEMED
 
 
 def test_missing_position_stands_where_a_bad_one_does(shop: Shop) -> None:
@@ -296,7 +340,7 @@ def test_bad_position_is_never_counted(shop: Shop) -> None:
     assert attempt.redeem() is RedeemVerdict.REDEEMED
 
 
-# --- issue and stock ----------------------------------------------------------------------------------------------
+# --- the other verbs ----------------------------------------------------------------------------------------------
 def test_order_of_issue(shop: Shop) -> None:
     short = {"lines": (Line(100, 1), Line(999, 1))}
     shop.put_store(closed=True)
@@ -307,6 +351,25 @@ def test_order_of_issue(shop: Shop) -> None:
     assert shop.issue(lines=(Line(100, 1), Line(101, 1))).verdict is IssueVerdict.STOCK_SHORT
 
 
+@pytest.mark.parametrize(
+    ("channel", "verdict"),
+    [
+        (Channel.PROMOTION, IssueVerdict.PROMOTION_STOPPED),
+        (Channel.ONLINE, IssueVerdict.CHANNEL_CLOSED),
+        (Channel.STAFF, IssueVerdict.STOCK_SHORT),
+    ],
+)
+def test_a_closed_channel_answers_before_the_stock_does(
+    shop: Shop, channel: Channel, verdict: IssueVerdict
+) -> None:
+    shop.receive(100, change=StockChange.BASELINE)
+    assert shop.issue(channel=channel).verdict is verdict
+    held = shop.hold(channel=channel)
+    assert (held.verdict.slug, held.sku_id) == (verdict.slug, 100)
+    # Line by line: what is found first is said.
+    assert shop.issue(channel=channel, lines=(Line(101, 1), Line(100, 1))).sku_id == 101
+
+
 def test_issue_names_the_first_sku_that_is_short(shop: Shop) -> None:
     shop.receive(5, sku_id=100)
     shop.receive(1, sku_id=101)
@@ -315,8 +378,87 @@ def test_issue_names_the_first_sku_that_is_short(shop: Shop) -> None:
     assert shop.figures(100).reserved == 0
 
 
+def test_order_of_render(shop: Shop) -> None:
+    """A code that can't be shown anyway is no reason to ask where the customer is, nor a try."""
+    shop.stock_all()
+    shop.put_policies(Policy("deployment", customer_location="required"))
+    held, locked = shop.hold().uid, shop.issue(version=Version.STATIC).uid
+    for uid, verdict in ((held, RenderVerdict.NOT_CONFIRMED), (locked, RenderVerdict.LOCATION_REQUIRED)):
+        assert shop.render(uid).verdict is verdict
+    assert shop.render(held, position=north(5000), request_id=shop.new_id()).verdict is (
+        RenderVerdict.NOT_CONFIRMED
+    )
+    for _ in range(limits.TRIES_MAX):
+        far = shop.render(locked, position=north(5000), request_id=shop.new_id())
+    assert far.verdict is RenderVerdict.LOCKED
+    assert shop.render(locked).verdict is RenderVerdict.LOCKED
+    shop.clock.tick(limits.TTL_S_DEFAULT)
+    assert shop.render(locked).verdict is RenderVerdict.EXPIRED
+    assert shop.render(locked, mall_id=OTHER_MALL).verdict is RenderVerdict.UNKNOWN_CODE
+
+
+def test_order_of_extend(shop: Shop) -> None:
+    shop.stock_all()
+    held, code = shop.hold(), shop.issue()
+    too_early_s, too_late_s = 1, shop.clock.now_s + 2 * limits.TTL_S_MAX
+    for at_s in (too_early_s, too_late_s):
+        assert shop.extend(held.uid, at_s, mall_id=OTHER_MALL).verdict is ExtendVerdict.UNKNOWN_CODE
+        assert shop.extend(held.uid, at_s).verdict is ExtendVerdict.NOT_CONFIRMED
+    shop.clock.tick(limits.TTL_S_DEFAULT)
+    for at_s in (too_early_s, too_late_s):
+        assert shop.extend(held.uid, at_s).verdict is ExtendVerdict.EXPIRED
+        assert shop.extend(code.uid, at_s).verdict is ExtendVerdict.EXPIRED
+
+
+def test_order_of_reverse(shop: Shop) -> None:
+    shop.stock_all()
+    shop.put_policies(Policy("deployment", cycles_max=1))
+    uid = shop.issue(lines=(Line(100, 2),)).uid
+    elsewhere = Terminal(MALL, NEIGHBOUR, 7)
+    nobody = Terminal(OTHER_MALL, NEIGHBOUR, 7)
+    assert shop.reverse(uid, terminal=nobody).verdict is ReverseVerdict.UNKNOWN_CODE
+    assert shop.reverse(uid, terminal=elsewhere).verdict is ReverseVerdict.WRONG_STORE
+    shop.redeem(shop.show(uid), lines=(Line(100, 1),))
+    shop.reverse(uid)
+    # Nothing is out; the cycles are used up too.
+    assert shop.reverse(uid).verdict is ReverseVerdict.NOT_REDEEMED
+    shop.clock.tick(4)
+    shop.redeem(shop.show(uid), lines=(Line(100, 1),))
+    too_many = (Line(100, 2),)
+    assert shop.reverse(uid, lines=too_many).verdict is ReverseVerdict.REVERSAL_LIMIT
+    shop.clock.tick(limits.REVERSAL_WINDOW_S_DEFAULT)
+    assert shop.reverse(uid, lines=too_many).verdict is ReverseVerdict.REVERSAL_CLOSED
+    assert shop.reverse(uid, terminal=elsewhere, lines=too_many).verdict is ReverseVerdict.WRONG_STORE
+
+
+def test_order_of_review(shop: Shop) -> None:
+    shop.stock_all()
+    uid = shop.issue(version=Version.STATIC).uid
+    by_hand: dict[str, Any] = {"decision": Decision.REDEEM, "actor": "clerk:bob"}
+    assert shop.decide(uid, **by_hand).verdict is ReviewVerdict.NOT_LOCKED
+    shop.lock(uid, actor="clerk:bob")
+    shop.receive(0, change=StockChange.COUNT)
+    assert shop.decide(uid, **by_hand).verdict is ReviewVerdict.OWN_TRY
+    assert shop.decide(uid, Decision.REDEEM).verdict is ReviewVerdict.OUT_OF_STOCK
+    shop.clock.tick(limits.TTL_S_DEFAULT)
+    assert shop.decide(uid, **by_hand).verdict is ReviewVerdict.EXPIRED
+    assert shop.decide(uid, mall_id=OTHER_MALL, **by_hand).verdict is ReviewVerdict.UNKNOWN_CODE
+
+
 def test_order_of_stock(shop: Shop) -> None:
     too_much: dict[str, Any] = {"amount": -5, "change": StockChange.ADJUST_BY}
+    shop.put_bundle()
     assert shop.receive(store_id=998, sku_id=999, **too_much).verdict is StockVerdict.UNKNOWN_STORE
     assert shop.receive(store_id=FAR_STORE, sku_id=999, **too_much).verdict is StockVerdict.UNKNOWN_SKU
+    assert shop.receive(sku_id=BUNDLE, **too_much).verdict is StockVerdict.BUNDLE
     assert shop.receive(**too_much).verdict is StockVerdict.BELOW_ZERO
+
+
+def test_order_of_transfer(shop: Shop) -> None:
+    assert shop.transfer(5, from_store_id=998, sku_id=999).verdict is TransferVerdict.UNKNOWN_STORE
+    both = shop.transfer(5, from_store_id=998, to_store_id=997)
+    assert (both.verdict, both.store_id) == (TransferVerdict.UNKNOWN_STORE, 998)
+    there = shop.transfer(5, to_store_id=997, sku_id=999)
+    assert (there.verdict, there.store_id) == (TransferVerdict.UNKNOWN_STORE, 997)
+    assert shop.transfer(5, sku_id=999).verdict is TransferVerdict.UNKNOWN_SKU
+    assert shop.transfer(5).verdict is TransferVerdict.STOCK_SHORT
