@@ -50,8 +50,9 @@ from engine.verdict import (
 class IssueRequest:
     """Ask for a code. One of a batch; the request id's scope is (mall, issue).
 
-    `version` None leaves the pickup mode to the policy of the SKUs. `ttl_s` 0 means what the policy says (48 h). `amount_fen` is what was paid, `splits` how it is shared out at redemption.
-    `actor` names who caused it, for the event (for example `mall:7`).
+    `version` None leaves the pickup mode to the policy of the SKUs. `ttl_s` 0 means what the policy says (48 h).
+    `amount_fen` is what was paid, `splits` how it is shared out at redemption: no more than was paid. `actor` names who
+    caused it, for the event (for example `mall:7`).
     """
 
     mall_id: int
@@ -77,10 +78,27 @@ class IssueRequest:
         fields.lines(self.lines, lines_min=1)
         if self.ttl_s:
             fields.whole(self.ttl_s, "ttl_s", limits.TTL_S_MIN, limits.TTL_S_MAX)
+        fields.member(self.suite, "suite", tuple(Suite))
+        if self.version is not None:
+            fields.member(self.version, "version", tuple(Version))
+        fields.member(self.channel, "channel", tuple(Channel))
         fields.whole(self.amount_fen, "amount_fen", 0, limits.AMOUNT_FEN_MAX)
+        self._check_splits()
         if self.replaces:
             fields.exactly(self.replaces, "replaces", UID_BYTES)
         fields.text(self.actor, "actor", limits.ACTOR_CHARS_MAX)
+
+    def _check_splits(self) -> None:
+        if len(self.splits) > limits.SPLITS_MAX:
+            raise InvalidInput(
+                f"splits has {len(self.splits)} items; expected at most {limits.SPLITS_MAX}", field="splits"
+            )
+        total_fen = sum(split.amount_fen for split in self.splits)
+        if total_fen > self.amount_fen:
+            raise InvalidInput(
+                f"splits add up to {total_fen} fen; expected at most amount_fen, {self.amount_fen}, which was paid",
+                field="splits",
+            )
 
 
 @dataclass(frozen=True, slots=True)

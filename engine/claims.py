@@ -117,12 +117,18 @@ class LineState:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One party's share of an order: role and referral level (0 .. 3), amount in fen."""
+    """One party's share of an order: role and referral level (0 .. 3), amount in fen. Raises InvalidInput outside these."""
 
     payee: str
     role: str
     level: int
     amount_fen: int
+
+    def __post_init__(self) -> None:
+        fields.text(self.payee, "payee", limits.PAYEE_CHARS_MAX, chars_min=1)
+        fields.text(self.role, "role", limits.ROLE_CHARS_MAX, chars_min=1)
+        fields.whole(self.level, "level", 0, limits.SPLIT_LEVEL_MAX)
+        fields.whole(self.amount_fen, "amount_fen", 0, limits.AMOUNT_FEN_MAX)
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,8 @@ class Control:
         self._monotonic_s = monotonic_s
         self._refreshing = threading.Lock()
         self._copy: Copy | None = None
+        self._revision_seen = 0
+        """Highest revision of the keyring that was ever opened here. Outlives a time in which it is locked."""
         self._entries: Mapping[str, Mapping[Any, Any]] = {}
         self._ending = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="pickgate-control", daemon=True)
@@ -155,7 +157,7 @@ class Control:
                 items: Iterable[_Entries] = map(entry_type.from_json, stored)
                 entries[kind] = {_key(item): item for item in items}
             if old is None or old.versions["keyring"] != versions["keyring"]:
-                ring, keys, locked = self._open_keyring(old)
+                ring, keys, locked = self._open_keyring()
             else:
                 ring, keys, locked = old.keyring, old.keys, old.locked
                 due_s = keys.next_change_s if keys else None
@@ -192,7 +194,7 @@ class Control:
     def _now_s(self) -> int:
         return self._connection.now_ms() // 1000
 
-    def _open_keyring(self, old: Copy | None) -> tuple[Keyring | None, Keys | None, KeyringLocked | None]:
+    def _open_keyring(self) -> tuple[Keyring | None, Keys | None, KeyringLocked | None]:
         """The keyring now in the store. What can't be opened locks this process' verbs; reads go on."""
         blob = state.read_kind(self._connection, "keyring").get(_BLOB, b"")
         try:
@@ -201,16 +203,17 @@ class Control:
             return None, None, locked
         except SetupError as damaged:
             return None, None, KeyringLocked(damaged.message)
-        if old is not None and old.keyring is not None and ring.revision < old.keyring.revision:
+        if ring.revision < self._revision_seen:
             # A genuine but older blob would bring back keys that were disabled.
             return (
                 None,
                 None,
                 KeyringLocked(
                     f"the keyring in the store has revision {ring.revision}, this process has seen"
-                    f" {old.keyring.revision}: somebody put an older one back; restore the newer one, then restart"
+                    f" {self._revision_seen}: somebody put an older one back; restore the newer one"
                 ),
             )
+        self._revision_seen = ring.revision
         return ring, Keys.build(ring, self._now_s()), None
 
     # --- reading ----------------------------------------------------------------------------------------------

@@ -26,8 +26,11 @@ def sweep(deployment: Deployment) -> Swept:
 
     Raises StoreUnavailable and its like; what was done until then stays done.
     """
+    swept, failed = due.sweep(deployment.connection, since_ms=deployment.constants.created_at_ms)
     transfers.complete(deployment.connection)
-    return due.sweep(deployment.connection, since_ms=deployment.constants.created_at_ms)
+    if failed is not None:
+        raise failed
+    return swept
 
 
 class Sweeper:

@@ -6,7 +6,7 @@ has no room for it. Each check raises InvalidInput naming the field, what it hol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from engine import limits
@@ -35,6 +35,9 @@ def text(value: str, field: str, chars_max: int, *, chars_min: int = 0) -> None:
         raise InvalidInput(
             f"{field} has {len(value)} characters; expected {chars_min} to {chars_max}", field=field
         )
+    if not value.isprintable():
+        # Control characters would reach terminals and logs, a lone surrogate has no encoding at all.
+        raise InvalidInput(f"{field} holds a character that can't be printed; expected text", field=field)
 
 
 def request_id(value: str) -> None:
@@ -42,6 +45,12 @@ def request_id(value: str) -> None:
     text(value, "request_id", limits.REQUEST_ID_CHARS_MAX, chars_min=limits.REQUEST_ID_CHARS_MIN)
     if not value.isascii():
         raise InvalidInput("request_id has characters outside ASCII; best is a UUID", field="request_id")
+
+
+def member(value: int, field: str, allowed: Collection[int]) -> None:
+    """One of a closed set of numbers."""
+    if value not in allowed:
+        raise InvalidInput(f"{field} is {value}; expected one of {', '.join(map(str, allowed))}", field=field)
 
 
 def exactly(value: bytes, field: str, size: int) -> None:

@@ -46,7 +46,7 @@ from engine.verdict import (
     RenderVerdict,
     VoidVerdict,
 )
-from ext.codec import CLAIMS, seal_text_batch
+from ext.codec import CLAIMS, Prf, seal_text_batch
 
 _Changed = TypeVar("_Changed", ConfirmAnswer, ExtendAnswer)
 
@@ -197,7 +197,7 @@ def _issue_item(
         body=body_digest(
             request.store_id,
             request.order_id,
-            [(line.sku_id, line.count) for line in request.lines],
+            sorted((line.sku_id, line.count) for line in request.lines),
             request.version or 0,
             request.suite,
             request.channel,
@@ -234,20 +234,25 @@ def _issue_item(
 def _candidates(
     deployment: Deployment, keys: Keys, request: IssueRequest, version: Version
 ) -> tuple[list[bytes], list[bytes]]:
-    """Uids that a request may get, and those it got if the policy asked for another version at its first try."""
+    """Uids that a request may get, and those under which an earlier try of it may have left its code.
+
+    The latter are those of the other versions (the policy, or the caller, may have wanted another) and of uid keys that are
+    disabled: what such a key derived once is still there.
+    """
     partition = partition_of_store(request.store_id, deployment.constants.partitions)
 
-    def of(version: Version) -> list[bytes]:
+    def of(version: Version, prfs: Sequence[Prf]) -> list[bytes]:
         return [
             uid
-            for prf in keys.uid_prfs
+            for prf in prfs
             for uid in serial.uid_candidates(
                 prf, request.mall_id, request.request_id.encode(), version, partition
             )
         ]
 
-    others = () if request.version is not None else (other for other in Version if other is not version)
-    return of(version), [uid for other in others for uid in of(other)]
+    others = [uid for other in Version if other is not version for uid in of(other, keys.uid_prfs)]
+    disabled = [uid for other in Version for uid in of(other, keys.uid_prfs_disabled)]
+    return of(version, keys.uid_prfs), others + disabled
 
 
 def _with_secrets(keys: Keys, answer: IssueAnswer | PickgateError) -> IssueAnswer | PickgateError:
@@ -404,9 +409,7 @@ def _judge_customers(
     """What each customer's position says against showing the code, by the policy of its SKUs."""
     stores = [copy.stores.get(record.store_id) if record else None for record in records]
     rules = [
-        copy.policies.resolve_lines(
-            record.store_id, record.mall_id, record.ordered_sku_ids
-        ).customer_location
+        copy.policies.resolve_lines(record.store_id, record.mall_id, record.ordered_sku_ids).customer_location
         if record
         else "off"
         for record in records
@@ -564,7 +567,7 @@ def get_by_request_id(
             uid
             for partition in range(deployment.constants.partitions)
             for version in Version
-            for prf in keys.uid_prfs
+            for prf in (*keys.uid_prfs, *keys.uid_prfs_disabled)
             for uid in serial.uid_candidates(prf, mall_id, request_id.encode(), version, partition)
         ]
         requests = {request_digest(f"mall:{mall_id}", verb, request_id) for verb in ("issue", "hold")}

@@ -639,7 +639,8 @@ class Keys:
     Build it anew when the keyring's revision changes, and when the time reaches `next_change_s`.
 
     payload_table: every usable payload key. uid_prfs, serial_prfs: the usable keys, at most two, the one that makes
-    new codes first; to find or check what exists. pin_generations: generations of the usable PIN keys, likewise.
+    new codes first; to find or check what exists. uid_prfs_disabled: disabled uid keys, only ever to find the codes of requests
+    that come again. pin_generations: generations of the usable PIN keys, likewise.
     next_change_s: unix second from which another `Keys` is due although the keyring stays the same; None for never.
     """
 
@@ -653,6 +654,7 @@ class Keys:
         "revision",
         "serial_prfs",
         "uid_prfs",
+        "uid_prfs_disabled",
     )
 
     def __init__(self, keyring: Keyring, now_s: int) -> None:
@@ -676,6 +678,11 @@ class Keys:
             for purpose in (Purpose.UID, Purpose.SERIAL, Purpose.PIN)
         }
         self.uid_prfs = tuple(self._prfs[Purpose.UID].by_generation.values())
+        self.uid_prfs_disabled = tuple(
+            Prf(record.suite, record.secret)
+            for record in keyring.records
+            if record.purpose is Purpose.UID and record.state is KeyState.DISABLED
+        )[-GENERATIONS_USABLE_MAX:]
         self.serial_prfs = tuple(self._prfs[Purpose.SERIAL].by_generation.values())
         self.pin_generations = tuple(self._prfs[Purpose.PIN].by_generation)
 

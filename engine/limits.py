@@ -25,6 +25,12 @@ LINES_MAX: Final = 32
 COUNT_MAX: Final = 65_535
 """Units of one line: two bytes in payload (qty) and record."""
 AMOUNT_FEN_MAX: Final = 2**32 - 1
+SPLITS_MAX: Final = 16
+"""Parties of one order: payee of the goods, platform, store, three referral levels, and room."""
+PAYEE_CHARS_MAX: Final = 64
+ROLE_CHARS_MAX: Final = 32
+SPLIT_LEVEL_MAX: Final = 3
+"""More than three levels of referral are pyramid selling under Chinese law."""
 TTL_S_DEFAULT: Final = 48 * 3600
 TTL_S_MIN: Final = 60
 TTL_S_MAX: Final = 400 * 24 * 3600
@@ -78,8 +84,9 @@ REPLICATION_TIMEOUT_MS: Final = 1_000
 """Of WAIT and of WAITAOF, one behind the other: twice this and a script fit into STORE_TIMEOUT_S."""
 ATTEMPTS_KEPT: Final = 10_000
 """Refused attempts kept per partition (a bounded stream outside the fold)."""
-STOCK_ANSWER_TTL_S: Final = AFTERLIFE_S
-"""How long a stock change's answer is remembered under its request id."""
+STOCK_ANSWER_TTL_S: Final = 5 * 24 * 3600
+"""How long a stock change's answer is remembered under its request id: longer than the register of request ids knows the id
+(three to four days), so that an id which is known there always finds its answer."""
 
 ARRIVAL_TTL_S: Final = 400 * 24 * 3600
 """How long the arrival of a transfer is remembered."""

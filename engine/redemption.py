@@ -95,13 +95,14 @@ def redeem(deployment: Deployment, batch: Sequence[RedeemRequest]) -> list[Redee
                 code,
                 findings[n],
                 pin=_judge_pin(keys, code, request.pin),
+                pin_generations=_pin_generations(keys),
                 proof=_judge_proof(deployment, copy, code, request),
                 request=request_digest(
                     f"terminal:{request.terminal.mall_id}:{request.terminal.store_id}:{request.terminal.terminal_id}",
                     "redeem",
                     request.request_id,
                 ),
-                body=body_digest(code.uid, [(line.sku_id, line.count) for line in request.lines]),
+                body=body_digest(code.uid, sorted((line.sku_id, line.count) for line in request.lines)),
                 lines=request.lines,
                 actor=request.actor,
                 dry=False,
@@ -134,6 +135,7 @@ def inspect(deployment: Deployment, batch: Sequence[InspectRequest]) -> list[Ins
                 code,
                 findings[n],
                 pin=(codes.NO_PIN, codes.NO_PIN),
+                pin_generations=(0, 0),
                 proof=_NO_PROOF,
                 request=_NOBODY,
                 body=_NOBODY[:8],
@@ -230,6 +232,11 @@ def _judge_proof(deployment: Deployment, copy: Copy, code: Opened, request: Rede
     return _Proof(None, found.digest, layouts.FLAG_METHODS[found.method])
 
 
+def _pin_generations(keys: Keys) -> tuple[int, int]:
+    first, second, *_ = (*keys.pin_generations, 0, 0)
+    return first, second
+
+
 def _judge_pin(keys: Keys, code: Opened, pin: str) -> tuple[int, int]:
     """Generations of the PIN key under which this PIN is right (0: none); which one counts, the record says."""
     if code.version != Version.STATIC or not pin:
@@ -247,6 +254,7 @@ def _item(
     findings: _Findings,
     *,
     pin: tuple[int, int],
+    pin_generations: tuple[int, int],
     proof: _Proof,
     request: bytes,
     body: bytes,
@@ -264,6 +272,7 @@ def _item(
         version=code.version,
         stale=code.stale,
         pin=pin,
+        pin_generations=pin_generations,
         proof=proof.finding,
         proof_digest=proof.digest,
         proof_method=proof.method,
@@ -351,7 +360,9 @@ def reverse(deployment: Deployment, batch: Sequence[ReverseRequest]) -> list[Rev
                     request.request_id,
                 ),
                 body=body_digest(
-                    request.uid, [(line.sku_id, line.count) for line in request.lines], int(request.release)
+                    request.uid,
+                    sorted((line.sku_id, line.count) for line in request.lines),
+                    int(request.release),
                 ),
                 mall_id=terminal.mall_id,
                 store_id=terminal.store_id,

@@ -76,8 +76,15 @@ class Verdict(Enum):
         return self.answer.next
 
     def say(self, **facts: object) -> tuple[str, str]:
-        """The clerk's sentences (zh-CN, English) with the facts filled in."""
+        """The clerk's sentences (zh-CN, English) with the facts filled in.
+
+        `terminal_id` reads as the terminal, or as a reviewer when it is 0: a code may be redeemed by hand.
+        """
         filled = _Facts(facts)
+        if "terminal_id" in filled:
+            number = filled["terminal_id"]
+            filled["by_zh"] = f"终端 {number} " if number else "人工审核"
+            filled["by_en"] = f"terminal {number}" if number else "a reviewer"
         return self.answer.zh.format_map(filled), self.answer.en.format_map(filled)
 
 
@@ -87,8 +94,8 @@ _INVALID_CODE = Answer(
 )
 _ALREADY_REDEEMED = Answer(
     Next.FINAL,
-    "该码已于 {at} 在终端 {terminal_id} 核销，请勿重复交付。",
-    "Already redeemed at {at} by terminal {terminal_id}: do not hand over again.",
+    "该码已于 {at} 由{by_zh}核销，请勿重复交付。",
+    "Already redeemed at {at} by {by_en}: do not hand over again.",
 )
 _EXPIRED = Answer(
     Next.FINAL, "提货码已过期，请顾客联系商城。", "The code has expired: the customer asks the mall."

@@ -14,12 +14,6 @@ CODE_CHARS_MAX: Final = 512
 caller is no scanner, and gets INVALID_ARGUMENT."""
 RENDER_COUNT_MAX: Final = limits.RENDER_AHEAD_S_MAX // limits.PAYLOAD_LIFE_S_MIN
 """A day's worth of the shortest payloads."""
-SPLITS_MAX: Final = 16
-"""Parties of one order: payee of the goods, platform, store, three referral levels, and room."""
-PAYEE_CHARS_MAX: Final = 64
-ROLE_CHARS_MAX: Final = 32
-SPLIT_LEVEL_MAX: Final = 3
-"""More than three levels of referral are pyramid selling under Chinese law."""
 REVIEWS_PAGE_DEFAULT: Final = 50
 PAGE_TOKEN_CHARS_MAX: Final = 128
 NEAREST_DEFAULT: Final = 10
@@ -36,8 +30,24 @@ THREADS_DEFAULT: Final = 16
 """Calls worked on at the same time; each waits mostly for the store."""
 THREADS_MAX: Final = 64
 """As many as one process has connections to its store (engine.state.connection): more would only wait for one."""
-CALLS_WAITING_MAX: Final = 2_048
-"""Calls accepted and not yet answered; past it the answer is RESOURCE_EXHAUSTED."""
+CALLS_MAX: Final = 1_024
+"""Calls accepted and not yet answered; past it the answer is RESOURCE_EXHAUSTED. Each has a thread that waits, first for its
+request, then for its turn: a thread that waits costs some 50 KB and no time, and so no call waits behind a silent one."""
+STREAMS_PER_CONNECTION_MAX: Final = 100
+"""Calls at the same time on one connection, so that no single one can take all threads; what is more waits at the caller. Not
+smaller: RFC 9113, section 6.5.2."""
+REQUEST_WAIT_S: Final = 5.0
+"""How long a call may wait for its request behind its headers: half a minute's queue on a bad line would still be a dead call."""
+TURN_WAIT_S_MAX: Final = 60.0
+"""How long a call without a deadline waits for its turn; nobody stands at a counter for longer."""
+REQUEST_WAIT_STOPPING_S: Final = 0.5
+REQUEST_LOOK_S: Final = 0.25
+HANDSHAKE_S_MAX: Final = 5.0
+"""How long a new connection may take to speak HTTP/2; gRPC's own default is two minutes."""
+CONNECTION_IDLE_S_MAX: Final = 900.0
+"""A connection without a call for so long is closed in order; a terminal's next scan opens another, in a millisecond or two."""
+BULKS_MAX: Final = 32
+"""Calls with a large request (bulk issue) in work or waiting: 32 x 4 MiB of requests in memory at most."""
 WATCH_THREADS_SPARE: Final = 4
 """Threads of watches beyond the most that can watch: for telling the others that they are too many."""
 GRACE_S_DEFAULT: Final = 10.0

@@ -57,14 +57,19 @@ TIME_ZONE_DEFAULT: Final = "Asia/Shanghai"
 M = TypeVar("M", bound=Message)
 
 
+def check_length(data: bytes, bytes_max: int) -> None:
+    """Raise InvalidInput when a request is longer than `bytes_max`."""
+    if len(data) > bytes_max:
+        raise InvalidInput(f"the request has {len(data)} bytes; expected at most {bytes_max}")
+
+
 def parse(kind: type[M], data: bytes, bytes_max: int) -> M:
     """Parse a message of `kind` from the wire.
 
     Raises:
         InvalidInput: longer than `bytes_max`, or no such message.
     """
-    if len(data) > bytes_max:
-        raise InvalidInput(f"the request has {len(data)} bytes; expected at most {bytes_max}")
+    check_length(data, bytes_max)
     try:
         return kind.FromString(data)
     except DecodeError:
@@ -130,12 +135,12 @@ def lines_of(messages: Sequence[types_pb.Line], *, lines_min: int) -> tuple[Line
 
 
 def _splits(messages: Sequence[types_pb.Split]) -> tuple[Split, ...]:
-    checks.length(messages, "splits", 0, bounds.SPLITS_MAX)
+    checks.length(messages, "splits", 0, limits.SPLITS_MAX)
     return tuple(
         Split(
-            payee=checks.text(message.payee, f"splits[{index}].payee", bounds.PAYEE_CHARS_MAX, chars_min=1),
-            role=checks.text(message.role, f"splits[{index}].role", bounds.ROLE_CHARS_MAX, chars_min=1),
-            level=checks.whole(message.level, f"splits[{index}].level", 0, bounds.SPLIT_LEVEL_MAX),
+            payee=checks.text(message.payee, f"splits[{index}].payee", limits.PAYEE_CHARS_MAX, chars_min=1),
+            role=checks.text(message.role, f"splits[{index}].role", limits.ROLE_CHARS_MAX, chars_min=1),
+            level=checks.whole(message.level, f"splits[{index}].level", 0, limits.SPLIT_LEVEL_MAX),
             amount_fen=checks.whole(
                 message.amount_fen, f"splits[{index}].amount_fen", 0, limits.AMOUNT_FEN_MAX, "fen"
             ),

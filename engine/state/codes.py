@@ -16,7 +16,7 @@ from engine.calls import (
     VoidAnswer,
 )
 from engine.claims import Channel, EventId, Line, Split, State, Suite, Version, partition_of
-from engine.errors import Exhausted, PickgateError, RequestIdReused, StoreUnavailable
+from engine.errors import Exhausted, NoActiveKey, PickgateError, RequestIdReused, StoreUnavailable
 from engine.state import batch, layouts, scripts
 from engine.state.connection import Connection
 from engine.state.events import unpack_lines
@@ -29,7 +29,7 @@ NO_PIN: Final = 255
 """In place of the PIN generations: no PIN was given."""
 
 _REQUEST_FIELD: Final = layouts.RECORD.names.index("request")
-_REMEMBERED, _REUSED, _COLLISION, _TOO_MANY = b"R"[0], b"X"[0], b"C"[0], b"M"[0]
+_REMEMBERED, _REUSED, _COLLISION, _TOO_MANY, _NO_KEY = b"R"[0], b"X"[0], b"C"[0], b"M"[0], b"K"[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,8 @@ class RedeemItem:
     version: int
     stale: bool
     pin: tuple[int, int]
+    pin_generations: tuple[int, int]
+    """Usable generations of the PIN key; 0: none."""
     proof: RedeemVerdict | None
     proof_digest: bytes
     proof_method: int
@@ -312,6 +314,7 @@ def redeem(connection: Connection, items: Sequence[RedeemItem]) -> list[RedeemFa
             item.version,
             item.stale,
             *item.pin,
+            *item.pin_generations,
             item.proof.number if item.proof else 0,
             item.place.number if item.place else 0,
             item.closed.number if item.closed else 0,
@@ -338,6 +341,10 @@ def _redeem_facts(uid: bytes, reply: bytes | PickgateError) -> RedeemFacts | Pic
         return _reused("redemption")
     if reply[0] == _TOO_MANY:
         return too_many_changes()
+    if reply[0] == _NO_KEY:
+        return NoActiveKey(
+            "the PIN key that this code was made with is not usable any more: void the code and issue another"
+        )
     a = dict(zip(layouts.REDEEM_ANSWER.names, layouts.REDEEM_ANSWER.unpack(reply, 1), strict=True))
     lines, at = unpack_lines(reply, 1 + layouts.REDEEM_ANSWER.size, a["n_lines"])
     verdict = RedeemVerdict.numbered(a["verdict"])

@@ -6,6 +6,8 @@ then its key is deleted and `swept` moves on; cut off anywhere in between, the n
 
 from __future__ import annotations
 
+import logging
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,9 +15,11 @@ from typing import Final
 from engine import limits
 from engine.claims import UID_BYTES
 from engine.errors import PickgateError
-from engine.state import batch, layouts, scripts
-from engine.state.connection import Connection
+from engine.state import batch, codes, layouts, scripts
+from engine.state.connection import Call, Connection
 from engine.state.keys import PartitionKeys
+
+_log = logging.getLogger(__name__)
 
 SETTLE_S: Final = 2 * limits.CLOCK_SKEW_MS_MAX // 1000
 """A minute is swept this long after its beginning: until then a process with a slower clock may still enter codes."""
@@ -42,27 +46,41 @@ class _Item:
     requests: bytes
 
 
-def sweep(connection: Connection, *, since_ms: int) -> Swept:
+def sweep(connection: Connection, *, since_ms: int) -> tuple[Swept, PickgateError | None]:
     """Expire and forget all that is due in every partition. `since_ms` is when the deployment was created.
 
-    Raises the first error met (StoreUnavailable, ClockSkew …); what was done until then stays done.
+    Gives what was done, and the first error met. A partition that fails is left at its last finished minute, and the others
+    go on. Raises StoreUnavailable when the store can't be read at all.
     """
     now_s = connection.now_ms() // 1000
     last = (now_s - SETTLE_S) // 60
     swept = Swept()
+    failed: PickgateError | None = None
     facts = connection.read_of(
         range(len(connection.partitions)), [("HGET", names.meta, "swept") for names in connection.partitions]
     )
     for names, done in zip(connection.partitions, facts, strict=True):
-        first = int(done) + 1 if done else since_ms // 60_000
-        for start in range(first, last + 1, MINUTES_PER_READ):
-            minutes = range(start, min(start + MINUTES_PER_READ, last + 1))
-            lengths = connection.read([("STRLEN", names.due(minute)) for minute in minutes])
-            for minute, length in zip(minutes, lengths, strict=True):
-                if length:
-                    swept += _sweep_minute(connection, names, minute, length)
-            # Another process may have swept further meanwhile; going back only means looking at empty minutes again.
-            connection.write([("HSET", names.meta, "swept", minutes[-1])])
+        # A minute ahead of the time was noted by mistake: begin again where nothing can have been missed.
+        first = int(done) + 1 if done and int(done) <= now_s // 60 else since_ms // 60_000
+        try:
+            swept += _sweep_partition(connection, names, range(first, last + 1))
+        except PickgateError as error:
+            failed = failed or error
+    return swept, failed
+
+
+def _sweep_partition(connection: Connection, names: PartitionKeys, minutes: range) -> Swept:
+    swept = Swept()
+    for start in range(0, len(minutes), MINUTES_PER_READ):
+        chunk = minutes[start : start + MINUTES_PER_READ]
+        lengths = connection.read([("STRLEN", names.due(minute)) for minute in chunk])
+        for minute, length in zip(chunk, lengths, strict=True):
+            if length:
+                swept += _sweep_minute(connection, names, minute, length)
+        # Another process may have swept further meanwhile; going back only means looking at empty minutes again.
+        [noted] = connection.run([Call(scripts.SWEPT, names.own, [chunk[-1]])])
+        if isinstance(noted, PickgateError):
+            raise noted
     return swept
 
 
@@ -82,7 +100,11 @@ def _sweep_minute(connection: Connection, names: PartitionKeys, minute: int, len
 def _expire(connection: Connection, names: PartitionKeys, uids: Sequence[bytes]) -> tuple[set[bytes], Swept]:
     """Expire or forget codes of one partition; gives those that changed in between, to be done again."""
     records = connection.read([("HGET", names.record(uid), uid) for uid in uids])
-    items = [_item(uid, record) for uid, record in zip(uids, records, strict=True) if record]
+    items = [
+        item
+        for uid, record in zip(uids, records, strict=True)
+        if record and (item := _item(uid, record)) is not None
+    ]
     forget_minute = -(-(connection.now_ms() // 1000 + limits.AFTERLIFE_S) // 60) + 1
 
     def pack(item: _Item, names: PartitionKeys, keys: batch.Keys) -> bytes:
@@ -107,11 +129,19 @@ def _expire(connection: Connection, names: PartitionKeys, uids: Sequence[bytes])
     return again, Swept(replies.count(_EXPIRED), replies.count(_FORGOTTEN))
 
 
-def _item(uid: bytes, record: bytes) -> _Item:
+def _item(uid: bytes, record: bytes) -> _Item | None:
+    try:
+        read = codes.parse_record(uid, record)
+    except (struct.error, ValueError, IndexError):
+        # One damaged record must not stop the expiry of all others. It stays as it is, for somebody to look at.
+        _log.error(
+            "the record of code %s is damaged: it can't be expired; restore it from a backup", uid.hex()
+        )
+        return None
     fields = dict(zip(layouts.RECORD.names, layouts.RECORD.unpack(record), strict=True))
     at = (
         layouts.RECORD.size
         + fields["n_lines"] * layouts.LINE.size
         + fields["n_bundles"] * layouts.BUNDLE.size
     )
-    return _Item(uid, fields["mall"], fields["store"], record[at : at + 12 * fields["n_requests"]])
+    return _Item(uid, read.mall_id, read.store_id, record[at : at + 12 * fields["n_requests"]])

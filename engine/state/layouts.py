@@ -77,7 +77,7 @@ ATTEMPT: Final = Layout("at:I6 uid:c8 mall:I4 store:I4 terminal:I4 verdict:B buc
 
 REDEEM_ITEM: Final = Layout(
     "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 "
-    "version:B stale:B pin_1:B pin_2:B proof:B place:B closed:B window:B bucket:B dry:B proof_key:I2 "
+    "version:B stale:B pin_1:B pin_2:B generation_1:B generation_2:B proof:B place:B closed:B window:B bucket:B dry:B proof_key:I2 "
     "proof_digest:c12 proof_method:B n_lines:B actor_len:I2"
 )
 """One try to redeem: keys as indexes into KEYS; behind it n_lines × (sku:I4 count:I2) and the actor."""

@@ -107,6 +107,7 @@ TRY: Final = load("try")
 REVIEW: Final = load("review")
 TRANSFER: Final = load("transfer")
 BOUNDS: Final = load("bounds")
+SWEPT: Final = load("swept")
 EXPIRE: Final = load("expire")
 REGISTER: Final = load("register")
 CREATE: Final = load("create", base=False)
@@ -124,6 +125,7 @@ ALL: Final = (
     REVIEW,
     TRANSFER,
     BOUNDS,
+    SWEPT,
     EXPIRE,
     REGISTER,
     CREATE,

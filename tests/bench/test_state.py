@@ -100,6 +100,7 @@ def tries(uids: list[bytes]) -> list[codes.RedeemItem]:
             version=Version.DYNAMIC,
             stale=False,
             pin=(codes.NO_PIN, codes.NO_PIN),
+            pin_generations=(1, 0),
             proof=RedeemVerdict.PROOF_REQUIRED,
             proof_digest=bytes(12),
             proof_method=0,

@@ -315,6 +315,49 @@ def test_an_older_keyring_put_back_locks(shop: Shop) -> None:
     with pytest.raises(KeyringLocked, match="older"):
         shop.redeem(text)
 
+    # Being locked doesn't make it forget what it has seen.
+    connection.write([("HINCRBY", "{ctl}m", "keyring", 1)])
+    shop.deployment.control.refresh()
+    with pytest.raises(KeyringLocked, match="older"):
+        shop.redeem(text)
+
+
+def disable_maker(purpose: keyring.Purpose) -> Callable[[Keyring, int, Random], Keyring]:
+    """Rotate a key of a purpose, then disable the one that made what there is."""
+
+    def change_it(ring: Keyring, now_s: int, random: Random) -> Keyring:
+        [old] = [record for record in ring.records if record.purpose is purpose]
+        ring = keyring.rotate(ring, purpose, None, old.suite, now_s=now_s, random=random)
+        return keyring.disable(ring, old.kid, now_s=now_s)
+
+    return change_it
+
+
+def test_a_retry_finds_its_code_although_the_uid_key_is_disabled(shop: Shop) -> None:
+    shop.stock_all()
+    first = shop.issue(request_id="request-of-old")
+    change(shop.deployment, disable_maker(keyring.Purpose.UID))
+    shop.clock.tick(60)
+    again = shop.issue(request_id="request-of-old")
+    assert (again.uid, again.replayed) == (first.uid, True)
+    assert shop.figures().reserved == 1
+    [found] = issuance.get_by_request_id(shop.deployment, MALL, ["request-of-old"])
+    assert found is not None
+    assert found.uid == first.uid
+    assert shop.issue().uid != first.uid
+
+
+def test_a_disabled_pin_key_costs_the_customer_no_try(shop: Shop) -> None:
+    shop.stock_all()
+    issued = shop.issue(version=Version.STATIC)
+    change(shop.deployment, disable_maker(keyring.Purpose.PIN))
+    shop.clock.tick(60)
+    for _ in range(4):
+        with pytest.raises(NoActiveKey):
+            shop.redeem(issued.typed, pin=issued.pin)
+    assert shop.record(issued.uid).tries == 0
+    assert shop.void(issued.uid).verdict is VoidVerdict.VOIDED
+
 
 def test_a_damaged_keyring_locks_and_reads_go_on(shop: Shop) -> None:
     connection = shop.deployment.connection

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from engine import expiry, limits
-from engine.claims import Line, LineState, State, Version
+from engine.claims import Line, LineState, State, Version, partition_of
+from engine.errors import ClockSkew
 from engine.expiry import Swept
 from engine.state.events import EventType
 from engine.verdict import IssueVerdict, RedeemVerdict
@@ -52,6 +55,52 @@ def test_sweep_gives_the_stock_back(shop: Shop, prepare: str) -> None:
     assert shop.figures(100).reserved == shop.figures(101).reserved == 0
     assert shop.record(issued.uid).state is State.EXPIRED
     check_against_store(fold(shop.events()), shop.deployment, shop.clock.now_ms)
+
+
+def test_a_clock_that_runs_ahead_steps_over_nothing(empty_store_url: str) -> None:
+    """Minutes that a fast clock called done would never be looked at when they come."""
+    now = shops.Clock(time.time_ns() // 1_000_000)
+    shops.create(empty_store_url, now, clock_compared=True)
+    with shops.open_deployment(empty_store_url, now) as deployment:
+        shops.furnish(deployment)
+        shop = Shop(deployment, empty_store_url, now)
+        shop.stock_all()
+        shop.issue(ttl_s=100)
+        now.tick(86_400)
+        with pytest.raises(ClockSkew):
+            expiry.sweep(deployment)
+        noted = deployment.connection.read(
+            [("HGET", names.meta, "swept") for names in deployment.connection.partitions]
+        )
+        assert all(minute is None or int(minute) * 60 <= time.time() for minute in noted)
+
+
+def test_a_minute_noted_ahead_of_the_time_is_taken_back(shop: Shop) -> None:
+    shop.stock_all()
+    shop.issue(ttl_s=100)
+    ahead = shop.clock.now_s // 60 + 1_440
+    shop.deployment.connection.write(
+        [("HSET", names.meta, "swept", ahead) for names in shop.deployment.connection.partitions]
+    )
+    shop.clock.tick(100 + SETTLE_S)
+    assert expiry.sweep(shop.deployment) == Swept(expired=1)
+    assert shop.figures().reserved == 0
+
+
+def test_one_damaged_record_stops_no_other(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    shop.stock_all()
+    shop.stock_all(store_id=FAR_STORE)
+    damaged, neighbour, far = (
+        shop.issue(ttl_s=100).uid,
+        shop.issue(ttl_s=100).uid,
+        shop.issue(ttl_s=100, store_id=FAR_STORE).uid,
+    )
+    names = shop.deployment.connection.partitions[partition_of(damaged)]
+    shop.deployment.connection.write([("HSET", names.record(damaged), damaged, b"\x01\x02torn")])
+    shop.clock.tick(100 + SETTLE_S)
+    assert expiry.sweep(shop.deployment) == Swept(expired=2)
+    assert shop.record(neighbour).state is shop.record(far).state is State.EXPIRED
+    assert damaged.hex() in caplog.text
 
 
 def test_ended_codes_are_not_expired(shop: Shop) -> None:

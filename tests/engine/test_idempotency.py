@@ -76,7 +76,7 @@ OTHER_BODIES: Final[dict[str, dict[str, Any]]] = {
     "channel": {"channel": Channel.PROMOTION},
     "ttl": {"ttl_s": 3600},
     "amount": {"amount_fen": 1},
-    "splits": {"splits": (Split("payee", "role", 0, 1),)},
+    "splits": {"splits": (Split("payee", "role", 0, 0),)},
 }
 
 
@@ -92,6 +92,30 @@ def test_issue_id_with_another_body(shop: Shop, fields: dict[str, Any]) -> None:
         assert refused.value.field == "request_id"
     assert shop.dump() == before
     first_again(first, shop.issue(request_id=ID))
+
+
+def test_an_id_is_known_for_as_long_as_its_code_lives_whatever_version_is_asked_for(shop: Shop) -> None:
+    """Days after the register of request ids has forgotten it."""
+    shop.stock_all()
+    first = shop.issue(request_id=ID, ttl_s=30 * 86_400)
+    shop.clock.tick(6 * 86_400)
+    for version in (Version.STATIC, Version.VALUABLE, None):
+        with pytest.raises(RequestIdReused):
+            shop.issue(request_id=ID, ttl_s=30 * 86_400, version=version)
+    first_again(first, shop.issue(request_id=ID, ttl_s=30 * 86_400))
+    assert shop.figures().reserved == 1
+
+
+def test_lines_in_another_order_are_the_same_body(shop: Shop) -> None:
+    shop.stock_all()
+    lines = (Line(100, 2), Line(101, 1))
+    first = shop.issue(request_id=ID, lines=lines)
+    first_again(first, shop.issue(request_id=ID, lines=lines[::-1]))
+    text = shop.show(first.uid)
+    took = shop.redeem(text, request_id=ID, lines=(Line(100, 1), Line(101, 1)))
+    again = shop.redeem(text, request_id=ID, lines=(Line(101, 1), Line(100, 1)))
+    assert (took.replayed, again.replayed) == (False, True)
+    assert again.event == took.event
 
 
 def test_who_acts_is_not_part_of_the_body(shop: Shop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -185,6 +186,36 @@ def test_largest_code(shop: Shop) -> None:
     assert [event.type for event in shop.events()][-3:] == [
         EventType.ISSUED, EventType.REDEEMED, EventType.VOIDED,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [
+        (Split("a", "mall", 0, 900), Split("b", "referrer", 1, 101)),
+        tuple(Split("a", "mall", 0, 1) for _ in range(17)),
+    ],
+    ids=["more than was paid", "too many"],
+)
+def test_splits_that_dont_add_up_are_refused(shop: Shop, splits: tuple[Split, ...]) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        shop.issue_request(amount_fen=1000, splits=splits)
+    assert refused.value.field == "splits"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"level": 4}, "level"),
+        ({"amount_fen": -1}, "amount_fen"),
+        ({"payee": ""}, "payee"),
+        ({"payee": "\ud800"}, "payee"),
+        ({"role": "r" * 33}, "role"),
+    ],
+)
+def test_a_split_is_checked(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        replace(Split("p", "r", 0, 0), **fields)
+    assert refused.value.field == field
 
 
 def test_splits_travel_with_the_record(shop: Shop) -> None:

@@ -189,6 +189,7 @@ end
 
 -- The content that a payload shows has changed: renders from now on must not share a stamp with earlier ones. Until now the
 -- largest stamp given was the first even second from max(now, floor) on (engine.issuance.now_stamp): the floor goes past it.
+-- Changes faster than one a second push it ahead of the time; the payload's valid_from says when it will be taken.
 local function touch(r)
   local given = math.max(floor(now / 1000), r.stamp_floor)
   r.stamp_floor = given + given % 2 + 1

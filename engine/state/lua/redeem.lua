@@ -1,15 +1,17 @@
 -- redeem: one try to redeem (or to inspect) each of N codes
 -- KEYS   1 to 6 the partition's own · then the keys the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one REDEEM_ITEM each
--- ITEM   uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 version:B stale:B pin_1:B pin_2:B proof:B place:B closed:B window:B bucket:B dry:B proof_key:I2 proof_digest:c12 proof_method:B n_lines:B actor_len:I2
+-- ITEM   uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 version:B stale:B pin_1:B pin_2:B generation_1:B generation_2:B proof:B place:B closed:B window:B bucket:B dry:B proof_key:I2 proof_digest:c12 proof_method:B n_lines:B actor_len:I2
 -- ANSWER verdict:B at:I6 epoch:I4 seq:I6 terminal:I4 tries_left:B sku:I4 store:I4 cycle:B flavour:B flags:B exp:I4 bucket:B n_lines:B order_len:B
--- RETURN per item one byte and, but for X and M, a REDEEM_ANSWER with its lines and order id: A decided now · R remembered ·
---        X request id reused with another body · M the code has too many remembered changes
+-- RETURN per item one byte and, but for X, M and K, a REDEEM_ANSWER with its lines and order id: A decided now · R remembered ·
+--        X request id reused with another body · M the code has too many remembered changes · K the PIN key of the
+--        code's generation is not usable
 --
 -- The caller's findings (stale, pin, proof, place, closed, window) are what the pure policy found before; each is 0 when it
 -- found nothing against the try, and applies only if no rule before it answers. stale is 1; proof, place, closed and window
 -- are the verdict's number. proof applies to codes that need one, window to codes that windows bind. proof_method is the flag
 -- of the method by which a good proof was made, proof_digest is burnt with its use.
+-- generation_1 and generation_2 are the usable generations of the PIN key (0: none).
 -- pin_1 and pin_2 are the PIN generations for which the PIN given was right (0: none), both 255 when no PIN was given.
 -- version is what the payload claims. `dry` (inspect) remembers nothing, counts nothing and writes nothing.
 
@@ -74,7 +76,7 @@ end
 
 local function redeem(item)
   local uid, record_key, answer_key, stock_key, due_key, request, body, mall, store, terminal, version, stale, pin_1, pin_2,
-  proof, place_finding, closed, window, bucket, dry, proof_key, proof_digest, proof_method,
+  generation_1, generation_2, proof, place_finding, closed, window, bucket, dry, proof_key, proof_digest, proof_method,
   n_lines, actor_len, at = unpack_fields(REDEEM_ITEM, item)
   dry = dry == 1
   record_key, stock_key, due_key = KEYS[record_key], KEYS[stock_key], KEYS[due_key]
@@ -126,6 +128,8 @@ local function redeem(item)
   local factor, burnt
   if version == 1 and not dry then
     if pin_1 == 255 and pin_2 == 255 then return refuse(REDEEM.PIN_REQUIRED, r) end
+    -- Its PIN can't be told right from wrong: no try of the customer's.
+    if r.pin_generation ~= generation_1 and r.pin_generation ~= generation_2 then return 'K' end
     if pin_1 ~= r.pin_generation and pin_2 ~= r.pin_generation then factor = REDEEM.PIN_WRONG end
   elseif floor(r.flags / FLAG_PROOF_NEEDED) % 2 == 1 and not dry then
     if proof == REDEEM.PROOF_REQUIRED then return refuse(proof, r) end

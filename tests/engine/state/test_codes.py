@@ -111,6 +111,7 @@ def test_every_generation_of_a_pin_key_is_told_from_no_pin(shop: Shop, generatio
                     version=Version.STATIC,
                     stale=False,
                     pin=pin,
+                    pin_generations=(generation, 3),
                     proof=RedeemVerdict.PROOF_REQUIRED,
                     proof_digest=bytes(12),
                     proof_method=0,
