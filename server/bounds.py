@@ -37,7 +37,8 @@ STREAMS_PER_CONNECTION_MAX: Final = 100
 """Calls at the same time on one connection, so that no single one can take all threads; what is more waits at the caller. Not
 smaller: RFC 9113, section 6.5.2."""
 REQUEST_WAIT_S: Final = 5.0
-"""How long a call may wait for its request behind its headers: half a minute's queue on a bad line would still be a dead call."""
+"""How long a call may wait for its request behind its headers. Both usually come in one packet; on a line where they are five
+seconds apart nobody gets an answer in time."""
 TURN_WAIT_S_MAX: Final = 60.0
 """How long a call without a deadline waits for its turn; nobody stands at a counter for longer."""
 REQUEST_WAIT_STOPPING_S: Final = 0.5

@@ -25,7 +25,9 @@ from engine.errors import PickgateError, SetupError
 from engine.expiry import Sweeper
 from engine.stock_watch import WATCHERS_MAX, StockWatches
 from server import bounds, services
+from server.arrivals import Arrivals
 from server.config import Listen
+from server.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +45,10 @@ _OPTIONS: Final = (
     # And a dead peer is noticed without it.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    # Nobody may hold what all need by keeping still: not a thread (server.arrivals), not a connection.
+    ("grpc.max_concurrent_streams", bounds.STREAMS_PER_CONNECTION_MAX),
+    ("grpc.server_handshake_timeout_ms", int(bounds.HANDSHAKE_S_MAX * 1000)),
+    ("grpc.max_connection_idle_ms", int(bounds.CONNECTION_IDLE_S_MAX * 1000)),
 )
 
 
@@ -52,9 +58,10 @@ class Server:
     Args:
         deployment: open; it stays the caller's to close, after `stop`. What expires in it is swept meanwhile.
         listen: where to listen, at least one.
-        threads: calls worked on at the same time.
+        threads: calls worked on at the same time; those of health and reflection are not counted.
         look: raises PickgateError while calls can't be answered; asked each second for the health service.
         calls_max: calls accepted and not yet answered; one more is RESOURCE_EXHAUSTED.
+        request_wait_s: how long a call may wait for its request, see server.arrivals.
     """
 
     def __init__(
@@ -64,11 +71,14 @@ class Server:
         *,
         threads: int = bounds.THREADS_DEFAULT,
         look: Callable[[], object],
-        calls_max: int = bounds.CALLS_WAITING_MAX,
+        calls_max: int = bounds.CALLS_MAX,
+        request_wait_s: float = bounds.REQUEST_WAIT_S,
     ) -> None:
         self._listen = tuple(listen)
         self._look = look
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pickgate-call")
+        # A thread for each accepted call, most of them waiting; `threads` of them work.
+        self._pool = ThreadPoolExecutor(calls_max, thread_name_prefix="pickgate-call")
+        self._arrivals = Arrivals(request_wait_s)
         # Watchers of the health service wait on the connection, not on a thread of the calls.
         self._health = health.HealthServicer(
             experimental_non_blocking=True,
@@ -82,7 +92,8 @@ class Server:
         self._names = ("", *(service.full_name for service in services.SERVICES))
         self._server = grpc.server(
             self._pool,
-            handlers=services.handlers(deployment, self._watches, self._watch_pool),
+            handlers=services.handlers(deployment, self._watches, self._watch_pool, Turns(threads)),
+            interceptors=[self._arrivals],
             options=_OPTIONS,
             maximum_concurrent_rpcs=calls_max,
         )
@@ -100,6 +111,7 @@ class Server:
         """Listen and answer. Raises SetupError when an address can't be had."""
         self.addresses = tuple(self._bind(listen) for listen in self._listen)
         self._tell_health(self._trouble())
+        self._arrivals.start()
         self._server.start()
         self._watcher.start()
         self._sweeper.start()
@@ -112,6 +124,7 @@ class Server:
         """
         self._stopping.set()
         self._health.enter_graceful_shutdown()
+        self._arrivals.hurry()
         stopped = self._server.stop(grace_s)
         # Streams would last for all of the grace; their watchers are told, and may go elsewhere.
         self._watches.close()
@@ -122,6 +135,7 @@ class Server:
             self._watcher.join()
         # A call that was cut off may still wait for the store, whose timeout bounds it; then the deployment can close.
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._arrivals.stop()
 
     def __enter__(self) -> Self:
         return self.start()

@@ -27,6 +27,7 @@ from pickgate.v1 import review_service_pb2 as review_pb
 from pickgate.v1 import stock_service_pb2 as stock_pb
 from pickgate.v1 import store_service_pb2 as store_pb
 from server import checks, statuses, translate, translate_rules
+from server.turns import TooLate, Turns
 
 _log = logging.getLogger(__name__)
 
@@ -454,14 +455,17 @@ def answer(deployment: Deployment, method: Method[Any], data: bytes) -> bytes:
 
 
 def handlers(
-    deployment: Deployment, watches: StockWatches, watch_pool: ThreadPoolExecutor
+    deployment: Deployment, watches: StockWatches, watch_pool: ThreadPoolExecutor, turns: Turns
 ) -> list[grpc.GenericRpcHandler[bytes, bytes]]:
-    """Make the gRPC handlers of all services over one deployment; streams are worked on in `watch_pool`."""
+    """Make the gRPC handlers of all services over one deployment; calls with one answer take turns.
+
+    Streams are worked on in `watch_pool`.
+    """
 
     def handler(name: str) -> grpc.RpcMethodHandler[bytes, bytes]:
         if name in STREAMS:
             return _stream_handler(watches, STREAMS[name], watch_pool)
-        return _handler(deployment, METHODS[name])
+        return _handler(deployment, METHODS[name], turns)
 
     return [
         grpc.method_handlers_generic_handler(
@@ -472,16 +476,20 @@ def handlers(
     ]
 
 
-def _handler(deployment: Deployment, method: Method[Any]) -> grpc.RpcMethodHandler[bytes, bytes]:
+def _handler(
+    deployment: Deployment, method: Method[Any], turns: Turns
+) -> grpc.RpcMethodHandler[bytes, bytes]:
     def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
-        # It waited for a thread; its caller may have gone meanwhile. Working on it would only take time from those
-        # who still wait, and a retry with the same request id is safe either way.
-        if not context.is_active() or context.time_remaining() <= 0:
+        try:
+            # Before it waits: what is too long must not wait in memory.
+            translate.check_length(data, method.bytes_max)
+            with turns.taken(len(data), context):
+                return answer(deployment, method, data)
+        except TooLate:
             context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the call was worked on"
             )
-        try:
-            return answer(deployment, method, data)
+            raise
         except Exception as error:
             context.abort_with_status(rpc_status.to_status(statuses.rich_status(statuses.tell(error))))
             raise
