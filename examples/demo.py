@@ -28,7 +28,8 @@ from typing import Final
 
 # Before grpc is imported: its own diagnostics would stand between the lines of the table.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-# A script has its own folder on the path, not the one above, in which `examples` is.
+# A script has its own folder on the path. What it plays is the code beside it, whatever else is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "proto"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
