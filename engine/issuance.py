@@ -487,8 +487,9 @@ def _render(
 def now_stamp(now_s: int, stamp_floor_s: int) -> int:
     """Stamp of the payload to show now: the first even second from now on that is not below the record's floor.
 
-    A change of what a payload shows raises the floor past every stamp given before (base.lua, touch), so the stamp lies one
-    second ahead of now, and three just after a change: within the skew that terminals allow.
+    A change of what a payload shows raises the floor past every stamp given before (base.lua, touch), so the stamp lies at most
+    one second ahead of now, and at most three just after a change: within the skew that terminals allow. Changes that follow
+    each other faster push it further ahead; the payload's valid_from says when it will be taken.
     """
     earliest = max(now_s, stamp_floor_s)
     return earliest + earliest % 2

@@ -376,7 +376,7 @@ class RenderVerdict(Verdict):
         Answer(
             Next.RETRY,
             "您不在门店附近，到店后再出示提货码。还可尝试 {tries_left} 次。",
-            "You are not near the store: show the code when you are there. {tries_left} tries left.",
+            "You are not near the store: show the code when you are there. Tries left: {tries_left}.",
         ),
     )
 
@@ -415,7 +415,7 @@ class RedeemVerdict(Verdict):
         Answer(
             Next.ASK_CUSTOMER,
             "身份核验未通过，还可尝试 {tries_left} 次。",
-            "The proof of identity is rejected: {tries_left} tries left.",
+            "The proof of identity is rejected. Tries left: {tries_left}.",
         ),
     )
     OUTSIDE_WINDOW = 21, _OUTSIDE_WINDOW
