@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from engine.deployment import Deployment
@@ -19,14 +20,17 @@ SWEEP_S: Final = 5.0
 """Between two sweeps. An expired code is refused at once; only its stock comes back this much (and up to a minute) later."""
 
 
-def sweep(deployment: Deployment) -> Swept:
+def sweep(deployment: Deployment, *, stopping: Callable[[], bool] = lambda: False) -> Swept:
     """Expire all that is due and release its stock; forget what ended 72 h ago; bring in transfers that were cut off.
 
-    May run anywhere, any number of times.
+    May run anywhere, any number of times. `stopping` is asked after every batch: once it says True, the rest is left for the
+    next sweep.
 
     Raises StoreUnavailable and its like; what was done until then stays done.
     """
-    swept, failed = due.sweep(deployment.connection, since_ms=deployment.constants.created_at_ms)
+    swept, failed = due.sweep(
+        deployment.connection, since_ms=deployment.constants.created_at_ms, stopping=stopping
+    )
     transfers.complete(deployment.connection)
     if failed is not None:
         raise failed
@@ -46,7 +50,7 @@ class Sweeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the sweep that is running."""
+        """End after the batch that is running."""
         self._ending.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -55,7 +59,7 @@ class Sweeper:
         failing = False
         while not self._ending.wait(SWEEP_S):
             try:
-                swept = sweep(self._deployment)
+                swept = sweep(self._deployment, stopping=self._ending.is_set)
             except PickgateError as error:
                 if not failing:
                     _log.warning("the sweep for expired codes failed, and goes on: %s", error.message)

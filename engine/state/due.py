@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,8 +46,12 @@ class _Item:
     requests: bytes
 
 
-def sweep(connection: Connection, *, since_ms: int) -> tuple[Swept, PickgateError | None]:
+def sweep(
+    connection: Connection, *, since_ms: int, stopping: Callable[[], bool]
+) -> tuple[Swept, PickgateError | None]:
     """Expire and forget all that is due in every partition. `since_ms` is when the deployment was created.
+
+    `stopping` is asked after every batch: once it says True, the rest is left for the next sweep.
 
     Gives what was done, and the first error met. A partition that fails is left at its last finished minute, and the others
     go on. Raises StoreUnavailable when the store can't be read at all.
@@ -63,20 +67,25 @@ def sweep(connection: Connection, *, since_ms: int) -> tuple[Swept, PickgateErro
         # A minute ahead of the time was noted by mistake: begin again where nothing can have been missed.
         first = int(done) + 1 if done and int(done) <= now_s // 60 else since_ms // 60_000
         try:
-            swept += _sweep_partition(connection, names, range(first, last + 1))
+            swept += _sweep_partition(connection, names, range(first, last + 1), stopping)
         except PickgateError as error:
             failed = failed or error
     return swept, failed
 
 
-def _sweep_partition(connection: Connection, names: PartitionKeys, minutes: range) -> Swept:
+def _sweep_partition(
+    connection: Connection, names: PartitionKeys, minutes: range, stopping: Callable[[], bool]
+) -> Swept:
     swept = Swept()
     for start in range(0, len(minutes), MINUTES_PER_READ):
         chunk = minutes[start : start + MINUTES_PER_READ]
         lengths = connection.read([("STRLEN", names.due(minute)) for minute in chunk])
         for minute, length in zip(chunk, lengths, strict=True):
             if length:
-                swept += _sweep_minute(connection, names, minute, length)
+                done, all_done = _sweep_minute(connection, names, minute, length, stopping)
+                swept += done
+                if not all_done:
+                    return swept
         # Another process may have swept further meanwhile; going back only means looking at empty minutes again.
         [noted] = connection.run([Call(scripts.SWEPT, names.own, [chunk[-1]])])
         if isinstance(noted, PickgateError):
@@ -84,17 +93,22 @@ def _sweep_partition(connection: Connection, names: PartitionKeys, minutes: rang
     return swept
 
 
-def _sweep_minute(connection: Connection, names: PartitionKeys, minute: int, length: int) -> Swept:
+def _sweep_minute(
+    connection: Connection, names: PartitionKeys, minute: int, length: int, stopping: Callable[[], bool]
+) -> tuple[Swept, bool]:
+    """What was done, and whether the minute is done."""
     swept = Swept()
     step = limits.BATCH_MAX * UID_BYTES
     for start in range(0, length, step):
         [data] = connection.read([("GETRANGE", names.due(minute), start, start + step - 1)])
         uids = {data[at : at + UID_BYTES] for at in range(0, len(data), UID_BYTES)}
         while uids:
+            if stopping():
+                return swept, False
             uids, done = _expire(connection, names, sorted(uids))
             swept += done
     connection.write([("DEL", names.due(minute))])
-    return swept
+    return swept, True
 
 
 def _expire(connection: Connection, names: PartitionKeys, uids: Sequence[bytes]) -> tuple[set[bytes], Swept]:

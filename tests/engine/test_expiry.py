@@ -103,6 +103,18 @@ def test_one_damaged_record_stops_no_other(shop: Shop, caplog: pytest.LogCapture
     assert damaged.hex() in caplog.text
 
 
+def test_a_sweep_that_is_stopped_leaves_the_rest_for_the_next(shop: Shop) -> None:
+    shop.stock_all()
+    for n in range(5):
+        shop.issue(ttl_s=100 + 60 * n)
+    shop.clock.tick(1_000)
+    asked = iter([False, False, False, True])
+    done = expiry.sweep(shop.deployment, stopping=lambda: next(asked, True))
+    assert 0 < done.expired < 5
+    assert expiry.sweep(shop.deployment) == Swept(expired=5 - done.expired)
+    assert shop.figures().reserved == 0
+
+
 def test_ended_codes_are_not_expired(shop: Shop) -> None:
     shop.stock_all()
     redeemed, voided = shop.issue(ttl_s=100).uid, shop.issue(ttl_s=100).uid
