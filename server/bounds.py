@@ -26,6 +26,9 @@ TIME_ZONE_CHARS_MAX: Final = 64
 SHOWN_CHARS_MAX: Final = 60
 """How much of an offending value an error message repeats."""
 
+ERROR_CHARS_MAX: Final = 300
+"""How much of a foreign exception's text an error line repeats."""
+
 THREADS_DEFAULT: Final = 16
 """Calls worked on at the same time; each waits mostly for the store."""
 THREADS_MAX: Final = 64

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import io
+import logging
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 # Before grpc is imported: its own diagnostics would stand between a command's lines.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import click
 
-from server.console import EXIT_USAGE, Console
+from server import bounds
+from server.console import EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE, Console, complain
+from server.output import OutputFailed, guarded, visible
+
+_log = logging.getLogger(__name__)
 
 
 def _version() -> str:
@@ -64,11 +71,52 @@ class _Commands(click.Group):
             command: click.Command = getattr(importlib.import_module(module), attribute)
         except ImportError as error:
             # A kernel that is not built, or a dependency that is missing: the message says which.
-            click.echo(
-                f"error SETUP: {' '.join(str(error).split())}; `pickgate doctor` looks closer", err=True
-            )
+            complain("SETUP", f"{error}; `pickgate doctor` looks closer")
             sys.exit(EXIT_USAGE)
         return command
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command line. Status 1 is a refusal: nothing that failed may end with it (click's own way does)."""
+        given = args[0] if args else options.get("args")
+        arguments = list(sys.argv[1:] if given is None else given)
+        try:
+            with guarded():
+                _check_utf8(arguments)
+                status = super().main(arguments, prog_name=options.get("prog_name"), standalone_mode=False)
+        except click.ClickException as error:
+            shown = io.StringIO()
+            error.show(file=shown)
+            complain("", shown.getvalue())
+            status = EXIT_USAGE
+        except (click.Abort, KeyboardInterrupt):
+            complain("ABORTED", f"ended before the answer; {_SAFE}")
+            status = EXIT_UNAVAILABLE
+        except OutputFailed as error:
+            complain(
+                "OUTPUT", f"the answer can't be written: {error}; what was asked may have happened: {_SAFE}"
+            )
+            status = EXIT_UNAVAILABLE
+        except Exception as error:
+            if logging.getLogger().handlers:  # a server's log
+                _log.exception("the command failed")
+            text = str(error)[: bounds.ERROR_CHARS_MAX]
+            complain(
+                "INTERNAL",
+                f"{type(error).__name__}: {text}; this is a defect of pickgate. What was asked may have happened: {_SAFE}",
+            )
+            status = EXIT_UNAVAILABLE
+        sys.exit(status if isinstance(status, int) else EXIT_OK)
+
+
+_SAFE: Final = "the same command with the same --request-id is safe"
+
+
+def _check_utf8(arguments: Sequence[str]) -> None:
+    for number, argument in enumerate(arguments, start=1):
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            raise click.UsageError(f"argument {number}, {visible(argument)}, is not UTF-8") from None
 
 
 @click.group(

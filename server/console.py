@@ -6,8 +6,8 @@ Exit codes: 0 done · 1 the answer is no (a refusing verdict, or nothing there) 
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import json
 import os
 import sys
 import time
@@ -24,6 +24,7 @@ from rich.table import Table
 from engine.errors import Exhausted, NotFound, PickgateError, Unavailable
 from server import config
 from server.client import CallFailed, Client
+from server.output import OutputFailed, PeopleConsole, json_text, visible
 
 EXIT_OK: Final = 0
 EXIT_REFUSED: Final = 1
@@ -68,31 +69,42 @@ class Console:
 
     def emit(self, value: Mapping[str, Any] | Sequence[Any], show: Callable[[RichConsole], None]) -> None:
         """Print a result: `value` as JSON for machines, or what `show` prints for people."""
-        if self.json:
-            click.echo(json.dumps(value, ensure_ascii=False, indent=None if isinstance(value, list) else 2))
-        else:
-            show(people())
+        try:
+            if self.json:
+                click.echo(json_text(value, None if isinstance(value, list) else 2))
+            else:
+                show(people())
+        except OutputFailed as error:
+            # The last chance to say what was decided, and under which id it can be asked again.
+            known = value if isinstance(value, Mapping) else {}
+            said = [f"{name} {known[name]}" for name in ("verdict", "uid", "request_id") if known.get(name)]
+            raise OutputFailed("; ".join((str(error), *said))) from None
 
     def fail(self, reason: str, message: str, field: str, exit_code: int, error_id: str = "") -> NoReturn:
         """Print an error, one line to stderr, and end with `exit_code`."""
         if self.json:
             error = {"reason": reason, "message": message, "field": field}
-            click.echo(
-                json.dumps(
-                    {"error": error | ({"error_id": error_id} if error_id else {})}, ensure_ascii=False
-                ),
-                err=True,
-            )
+            complain("", json_text({"error": error | ({"error_id": error_id} if error_id else {})}))
         else:
-            known_as = f" (log id {error_id})" if error_id else ""
-            click.echo(f"error {reason}: {' '.join(message.split())}{known_as}", err=True)
+            complain(reason, message + (f" (log id {error_id})" if error_id else ""))
         sys.exit(exit_code)
 
 
-def people() -> RichConsole:
+def complain(reason: str, message: str) -> None:
+    """Print an error to stderr: one line with its reason, or, without a reason, the message with its lines as they are.
+
+    An stderr that can't be written to changes nothing: the exit code says what there is to say.
+    """
+    text = f"error {reason}: {' '.join(message.split())}" if reason else message.rstrip("\n")
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(visible(text, keep="\n"), err=True)
+
+
+def people(*, soft_wrap: bool = False) -> RichConsole:
     """A console for people on stdout. Wide when it is no terminal: a cut column helps nobody who pipes it."""
-    return RichConsole(
-        highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200
+    terminal = sys.stdout.isatty()
+    return PeopleConsole(
+        highlight=False, soft_wrap=soft_wrap or not terminal, width=None if terminal else 200
     )
 
 

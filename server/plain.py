@@ -6,8 +6,9 @@ enums are written without their type's prefix, "DYNAMIC" for VERSION_DYNAMIC; re
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias, TypeVar
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
@@ -61,7 +62,10 @@ def message_of(kind: type[M], value: object, path: str) -> M:
         InvalidInput: an unknown field, or a value of the wrong type.
     """
     message = kind()
-    _fill(message, value, path)
+    try:
+        _fill(message, value, path)
+    except RecursionError:  # in writing down what was found instead
+        raise InvalidInput(f"{path} is nested too deeply", field=path) from None
     return message
 
 
@@ -87,16 +91,20 @@ def _fill_field(message: Message, field: _Field, value: object, path: str) -> No
             if field.message_type is not None:
                 _fill(target.add(), item, f"{path}[{index}]")
             else:
-                target.append(_value(item, field, f"{path}[{index}]"))
+                _set(target.append, item, field, f"{path}[{index}]")
     elif field.message_type is not None:
         submessage = getattr(message, field.name)
         submessage.SetInParent()
         _fill(submessage, value, path)
     else:
-        try:
-            setattr(message, field.name, _value(value, field, path))
-        except (TypeError, ValueError):  # a number outside the field's range
-            raise InvalidInput(f"{path} is {value!r:.60}; expected {_expected(field)}", field=path) from None
+        _set(functools.partial(setattr, message, field.name), value, field, path)
+
+
+def _set(setter: Callable[[Any], None], value: object, field: _Field, path: str) -> None:
+    try:
+        setter(_value(value, field, path))
+    except (TypeError, ValueError, OverflowError):  # a number outside the field's range
+        raise InvalidInput(f"{path} is {value!r:.60}; expected {_expected(field)}", field=path) from None
 
 
 def _value(value: object, field: _Field, path: str) -> Any:

@@ -18,7 +18,7 @@ from server import qr
 from server.client import new_request_id
 from server.commands import parameters, verdicts
 from server.config import Settings
-from server.console import EXIT_OK, EXIT_REFUSED, Console, command, moment, table
+from server.console import EXIT_OK, Console, command, moment, table
 from server.plain import enum_name, message_of, plain
 
 R = TypeVar("R", code_pb.IssueRequest, code_pb.HoldRequest)
@@ -30,10 +30,10 @@ def _order(function: parameters.F) -> parameters.F:
         parameters.actor,
         parameters.request_id,
         click.option("--replaces", default="", metavar="UID", help="The voided code that it stands in for."),
-        click.option("--amount-fen", type=int, default=0, help="What is paid, in fen."),
+        click.option("--amount-fen", type=parameters.WHOLE_64, default=0, help="What is paid, in fen."),
         click.option(
             "--ttl-s",
-            type=int,
+            type=parameters.WHOLE_64,
             default=0,
             help="How long it can be redeemed, in seconds. Default: what the policies say, else 48 hours.",
         ),
@@ -207,15 +207,17 @@ def _issue_batch(console: Console, settings: Settings, file: Path, mall_id: int,
         rich.print(made)
 
     console.emit({"outcomes": [plain(outcome) for outcome in outcomes]}, show)
-    done = not any(outcome.HasField("error") for outcome in outcomes)
-    sys.exit(verdicts.exit_code([outcome.response for outcome in outcomes]) if done else EXIT_REFUSED)
+    sys.exit(verdicts.batch_exit_code(outcomes))
 
 
 @click.command("render")
 @click.argument("uid")
 @parameters.mall
 @click.option(
-    "--count", type=click.IntRange(1), default=1, help="The next n payloads, for a phone without network."
+    "--count",
+    type=parameters.Whole(1, parameters.UINT32_MAX),
+    default=1,
+    help="The next n payloads, for a phone without network.",
 )
 @click.option("--png", type=click.Path(path_type=Path), help="Write the QR code as PNG.")
 @click.option("--svg", type=click.Path(path_type=Path), help="Write the QR code as SVG.")

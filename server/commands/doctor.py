@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Final
 
 import click
-from rich.console import Console as RichConsole
 from rich.markup import escape
 
 from engine.errors import PickgateError
 from engine.state.server import find_binary
 from server.client import CallFailed, Client
 from server.config import PASSPHRASE_BESIDE_DATA, Settings
-from server.console import EXIT_OK, EXIT_USAGE, Console, ask_passphrase, command
+from server.console import EXIT_OK, EXIT_USAGE, Console, ask_passphrase, command, people
 from server.findings import Finding, Level
 
 FREE_BYTES_WARN: Final = 2 * 1024**3
@@ -229,15 +228,15 @@ def doctor(
         data_dir=data_dir, store_url=store_url, durability=durability, passphrase_file=passphrase_file
     )
     findings = []
-    people = RichConsole(highlight=False, soft_wrap=True)
+    rich = people(soft_wrap=True)
     for finding in examine(settings, ask=ask_passphrase):
         findings.append(finding)
         if not console.json:
-            people.print(
+            rich.print(
                 f"[{_COLOURS[finding.level]}]{finding.level.value:<4}[/]  {finding.what:<13} {escape(finding.text)}"
             )
             if finding.level is not Level.OK and finding.mend:
-                people.print(f"      {'':<13} → {escape(finding.mend)}")
+                rich.print(f"      {'':<13} → {escape(finding.mend)}")
     failed = sum(finding.level is Level.FAIL for finding in findings)
     warned = sum(finding.level is Level.WARN for finding in findings)
     value = {

@@ -14,6 +14,7 @@ import click
 from engine import limits
 from engine.errors import InvalidInput
 from pickgate.v1 import types_pb2 as types_pb
+from server import bounds
 from server.config import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -21,7 +22,32 @@ F = TypeVar("F", bound=Callable[..., Any])
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
 """A file of orders or stores that people prepare; 10,000 orders have about 2 MB."""
 
-ID: Final = click.IntRange(1, limits.ID_MAX)
+UINT32_MAX: Final = 2**32 - 1
+
+
+class Whole(click.ParamType):  # type: ignore[type-arg]  # generic for type checkers only
+    """A whole number, `low` .. `high`: what a field of the contract can carry. The server says what it may be."""
+
+    name = "integer"
+
+    def __init__(self, low: int, high: int) -> None:
+        self._low, self._high = low, high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read a number, as click asks for."""
+        shown = repr(value) if len(repr(value)) <= bounds.SHOWN_CHARS_MAX else "a long text"
+        try:
+            number = int(value)
+        except (TypeError, ValueError):
+            self.fail(f"{shown} is not a whole number.", param, ctx)
+        if not self._low <= number <= self._high:
+            self.fail(f"{shown} is not in the range {self._low} .. {self._high}.", param, ctx)
+        return number
+
+
+WHOLE_32: Final = Whole(0, UINT32_MAX)
+WHOLE_64: Final = Whole(-(2**63), 2**63 - 1)
+ID: Final = Whole(1, limits.ID_MAX)
 
 mall: Final = click.option(
     "--mall", "mall_id", type=ID, help="The mall. Default: mall_id of the configuration."
@@ -78,11 +104,12 @@ def position_of(
 def line_of(text: str, option: str = "line") -> types_pb.Line:
     """Read "SKU:COUNT", or "SKU" for one unit. Raises InvalidInput."""
     sku, colon, count = text.partition(":")
+    shown = repr(text) if len(text) <= bounds.SHOWN_CHARS_MAX else "a long text"
     try:
         return types_pb.Line(sku_id=int(sku), count=int(count) if colon else 1)
     except ValueError:
         raise InvalidInput(
-            f"--{option} {text!r} is not understood; expected SKU:COUNT, such as 101:2", field=option
+            f"--{option} {shown} is not understood; expected SKU:COUNT, such as 101:2", field=option
         ) from None
 
 
@@ -123,6 +150,8 @@ def read_entries(path: Path, what: str) -> list[object]:
         raise InvalidInput(f"{path} is longer than {FILE_BYTES_MAX} characters", field="file")
     try:
         value = json.loads(text)
+    except RecursionError:
+        raise InvalidInput(f"{path} is nested too deeply; expected a list of objects", field="file") from None
     except ValueError as error:
         raise InvalidInput(f"{path} is not JSON: {error}", field="file") from None
     if isinstance(value, dict):

@@ -132,7 +132,7 @@ def stores() -> None:
 @click.option("--lat", "latitude_deg", type=float)
 @click.option("--lon", "longitude_deg", type=float)
 @click.option("--datum", type=click.Choice(["wgs84", "gcj02", "bd09"], case_sensitive=False))
-@click.option("--radius-m", type=int, help="Default: 500.")
+@click.option("--radius-m", type=parameters.WHOLE_32, help="Default: 500.")
 @click.option(
     "--terminal-location",
     type=click.Choice(["required", "optional", "off", "inherit"]),
@@ -228,8 +228,14 @@ def show_store(console: Console, store_id: int) -> None:
 @click.option(
     "--channel", type=click.Choice(["online", "promotion", "staff"]), default="online", show_default=True
 )
-@click.option("--stores-max", type=int, default=0, help="Default: 10.")
-@click.option("--distance-m", "distance_m_max", type=int, default=0, help="How far at most. Default: 100 km.")
+@click.option("--stores-max", type=parameters.WHOLE_32, default=0, help="Default: 10.")
+@click.option(
+    "--distance-m",
+    "distance_m_max",
+    type=parameters.WHOLE_32,
+    default=0,
+    help="How far at most. Default: 100 km.",
+)
 @click.option("--closed-too", is_flag=True, help="Also stores that are outside their hours now.")
 @parameters.mall
 @command

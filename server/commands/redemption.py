@@ -16,7 +16,7 @@ from pickgate.v1 import types_pb2 as types_pb
 from server.client import new_request_id
 from server.commands import parameters, verdicts
 from server.config import Settings
-from server.console import EXIT_OK, EXIT_REFUSED, Console, command, table
+from server.console import Console, command, table
 from server.plain import message_of, plain
 
 
@@ -169,10 +169,7 @@ def _redeem_batch(
         rich.print(made)
 
     console.emit({"outcomes": [plain(outcome) for outcome in outcomes]}, show)
-    done = all(
-        outcome.HasField("response") and verdicts.verdict_of(outcome.response).success for outcome in outcomes
-    )
-    sys.exit(EXIT_OK if done else EXIT_REFUSED)
+    sys.exit(verdicts.batch_exit_code(outcomes))
 
 
 @click.command("reverse")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -12,10 +11,11 @@ import click
 from rich.console import Console as RichConsole
 
 from engine.deployment import Deployment
-from engine.expiry import Sweeper
 from server import opening
+from server.commands import parameters
 from server.config import PASSPHRASE_BESIDE_DATA, Settings, redacted
 from server.console import Console, ask_passphrase, command
+from server.output import LogFormatter, OutputFailed, json_text, visible
 from server.serve import Server
 from server.stopping import StopSignal
 
@@ -31,10 +31,12 @@ _store_url = click.option(
 )
 _durability = click.option("--durability", type=click.Choice(["memory", "fsync", "replicated"]))
 _replicas = click.option(
-    "--replicas", type=int, help="Copies that must have each change, with durability replicated."
+    "--replicas",
+    type=parameters.WHOLE_32,
+    help="Copies that must have each change, with durability replicated.",
 )
 _partitions = click.option(
-    "--partitions", type=int, help="Partitions of a new deployment; fixed for its life."
+    "--partitions", type=parameters.WHOLE_32, help="Partitions of a new deployment; fixed for its life."
 )
 _passphrase_file = click.option(
     "--passphrase-file", type=click.Path(path_type=Path), help="File with the keyring's passphrase."
@@ -49,7 +51,7 @@ _passphrase_file = click.option(
 @_replicas
 @_partitions
 @_passphrase_file
-@click.option("--threads", type=int, help="Calls worked on at the same time.")
+@click.option("--threads", type=parameters.WHOLE_32, help="Calls worked on at the same time.")
 @click.option("--grace-s", type=float, help="How long a stop waits for calls in flight.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @command
@@ -84,10 +86,11 @@ def serve(
     )
     logging.basicConfig(
         level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
+        handlers=[logging.StreamHandler(sys.stderr)],
         force=True,
     )
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     # Around all: a signal while the store starts must still end it in order.
     with StopSignal() as stop, opening.store(settings) as url:
         if settings.embedded and not Deployment.exists(url):
@@ -108,15 +111,12 @@ def _run(console: Console, settings: Settings, deployment: Deployment, stop: Sto
         deployment.control.refresh().usable_keys()
 
     server = Server(deployment, settings.listen, threads=settings.threads, look=look).start()
-    sweeper = Sweeper(deployment)
-    sweeper.start()
     try:
         _announce(console, settings, server)
         stop.wait()
         _log.info("stopping: calls in flight have %g s", settings.grace_s)
     finally:
         server.stop(settings.grace_s)
-        sweeper.stop()
     _log.info("stopped")
 
 
@@ -124,10 +124,14 @@ def _announce(console: Console, settings: Settings, server: Server) -> None:
     where = str(settings.data_dir) if settings.embedded else redacted(settings.store_url)
     if console.json:
         # One line: who waits for it reads a line, not a document.
-        click.echo(json.dumps({"serving": server.addresses, "store": where}, ensure_ascii=False))
+        said = json_text({"serving": server.addresses, "store": where})
     else:
-        click.echo(f"serving on {', '.join(server.addresses)} (store: {where}); Ctrl-C stops")
-    sys.stdout.flush()
+        said = visible(f"serving on {', '.join(server.addresses)} (store: {where}); Ctrl-C stops")
+    try:
+        click.echo(said)
+    except OutputFailed as error:
+        # Whom it should tell is gone; the callers are not.
+        _log.warning("serving on %s; nobody could be told: %s", ", ".join(server.addresses), error)
 
 
 @click.command("init")

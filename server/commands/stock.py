@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from contextlib import closing
 from typing import Final
 
@@ -15,6 +13,7 @@ from pickgate.v1 import types_pb2 as types_pb
 from server.client import new_request_id
 from server.commands import parameters, verdicts
 from server.console import Console, command, moment, table
+from server.output import json_text, visible
 from server.plain import enum_name, plain
 
 
@@ -37,7 +36,7 @@ def _options(function: parameters.F) -> parameters.F:
 
 
 @stock.command("receive")
-@click.argument("count", type=int)
+@click.argument("count", type=parameters.WHOLE_64)
 @_options
 @command
 def receive(
@@ -67,7 +66,7 @@ def receive(
 
 
 @stock.command("adjust", context_settings={"ignore_unknown_options": True})
-@click.argument("by", type=int)
+@click.argument("by", type=parameters.WHOLE_64)
 @_options
 @command
 def adjust(
@@ -97,7 +96,7 @@ def adjust(
 
 
 @stock.command("count")
-@click.argument("counted", type=int)
+@click.argument("counted", type=parameters.WHOLE_64)
 @_options
 @command
 def count(
@@ -127,7 +126,7 @@ def count(
 
 
 @stock.command("baseline")
-@click.argument("units", type=int)
+@click.argument("units", type=parameters.WHOLE_64)
 @_options
 @command
 def baseline(
@@ -191,7 +190,7 @@ def _figures(one: stock_pb.StockFigures) -> list[str]:
 
 
 @stock.command("transfer")
-@click.argument("count", type=int)
+@click.argument("count", type=parameters.WHOLE_64)
 @click.option("--from", "from_store_id", type=parameters.ID, required=True, help="The store that gives.")
 @click.option("--to", "to_store_id", type=parameters.ID, required=True, help="The store that gets.")
 @click.option("--sku", "sku_id", type=parameters.ID, required=True)
@@ -297,9 +296,8 @@ def watch(
     with console.client(settings) as client, closing(client.stream(client.stock.WatchStock, request)) as news:
         try:
             for one in news:
-                click.echo(json.dumps(plain(one), ensure_ascii=False) if console.json else _line(one))
-                # Who waits for a line gets it now, also through a pipe.
-                sys.stdout.flush()
+                # Who waits for a line gets it now, also through a pipe: echo flushes.
+                click.echo(json_text(plain(one)) if console.json else visible(_line(one)))
         except KeyboardInterrupt:
             return
 

@@ -11,7 +11,7 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 
 from engine.verdict import Verdict
-from server.console import EXIT_OK, EXIT_REFUSED, Console, moment
+from server.console import EXIT_OK, EXIT_REFUSED, EXIT_UNAVAILABLE, Console, moment
 from server.plain import plain
 
 _ENUMS: Final[dict[str, type[Verdict]]] = {kind.__name__: kind for kind in Verdict.__subclasses__()}
@@ -28,6 +28,16 @@ def verdict_of(response: Message) -> Verdict:
 def exit_code(responses: Sequence[Message]) -> int:
     """0 if all did what was asked, 1 if any refused."""
     return EXIT_OK if all(verdict_of(response).success for response in responses) else EXIT_REFUSED
+
+
+def batch_exit_code(outcomes: Sequence[Any]) -> int:
+    """The exit code of a batch whose items have a response or an error each: 3 if one was not decided, else 1 if one was refused."""
+    errors = [outcome.error for outcome in outcomes if outcome.HasField("error")]
+    if any(error.retry_after_ms for error in errors):
+        return EXIT_UNAVAILABLE
+    if errors:
+        return EXIT_REFUSED
+    return exit_code([outcome.response for outcome in outcomes])
 
 
 def headline(rich: RichConsole, response: Message) -> None:
