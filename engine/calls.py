@@ -9,7 +9,7 @@ is the verb's to say.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from engine import fields, limits
@@ -128,11 +128,11 @@ class RedeemRequest:
     terminal: Terminal
     request_id: str
     code: str
-    pin: str = ""
+    pin: str = field(default="", repr=False)
     position: Position | None = None
     lines: tuple[Line, ...] = ()
     actor: str = ""
-    proof_token: str = ""
+    proof_token: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         fields.request_id(self.request_id)
@@ -246,7 +246,7 @@ class IssueAnswer:
     expires_at_s: int = 0
     issued_at_ms: int = 0
     typed: str = ""
-    pin: str = ""
+    pin: str = field(default="", repr=False)
     pin_generation: int = 0
     sku_id: int = 0
     store_id: int = 0
@@ -273,7 +273,7 @@ class RenderAnswer:
     tries_left: int = 0
     review_id: str = ""
     typed: str = ""
-    pin: str = ""
+    pin: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,7 +450,7 @@ class ConfirmAnswer:
     event: EventId | None = None
     replayed: bool = False
     typed: str = ""
-    pin: str = ""
+    pin: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

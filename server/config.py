@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from engine import limits
 from engine.errors import ConfigError
+from engine.state.store_url import redacted
 from server import bounds
 
 PREFIX: Final = "PICKGATE_"
@@ -58,6 +58,8 @@ def parse_listen(text: str) -> Listen:
 
     Callers are not authenticated on these listeners, and nothing is encrypted: only this machine may reach them.
     """
+    if "\0" in text:
+        raise ValueError("an address holds no NUL")
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
         path = path.removeprefix("//") if path.startswith("///") else path
@@ -65,8 +67,20 @@ def parse_listen(text: str) -> Listen:
             raise ValueError(f"a socket's path has 1 .. {_SOCKET_PATH_BYTES_MAX} bytes")
         return Listen(f"unix:{path}", None)
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+    if (
+        not colon
+        or not host
+        or not (port.isascii() and port.isdigit() and len(port) <= 5)
+        or int(port) > 65_535
+    ):
         raise ValueError("write host:port or unix:/path")
+    if ":" in host or "[" in host or "]" in host:
+        try:
+            if not (host.startswith("[") and host.endswith("]")):
+                raise ValueError
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            raise ValueError("write an IPv6 address in brackets, [::1]:port") from None
     if not _is_loopback(host):
         raise ValueError(
             f"{host} can be reached from other machines, and this listener has no TLS: listen on 127.0.0.1, [::1] or "
@@ -98,6 +112,13 @@ def _no_bool(value: object) -> object:
     return value
 
 
+def _no_nul(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("a path holds no NUL")
+    return path
+
+
+_Path = Annotated[Path, AfterValidator(_no_nul)]
 _Whole = Annotated[int, BeforeValidator(_no_bool)]
 _Seconds = Annotated[float, BeforeValidator(_no_bool)]
 
@@ -108,13 +129,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
 
     # --- where the state is
-    data_dir: Path = Field(description="a folder for the embedded store and its keys")
+    data_dir: _Path = Field(description="a folder for the embedded store and its keys")
     store_url: str = Field(
         default="",
         description="redis://host:port/0, rediss://host:port/0 or unix:///path, or '' for the embedded store",
         pattern=r"^((rediss?|unix)://.+)?$",
     )
-    store_binary: Path | None = Field(default=None, description="path of a valkey-server or redis-server")
+    store_binary: _Path | None = Field(default=None, description="path of a valkey-server or redis-server")
     durability: Literal["memory", "fsync", "replicated"] = Field(
         default="fsync", description="memory, fsync or replicated"
     )
@@ -125,7 +146,7 @@ class Settings(BaseModel):
         le=limits.PARTITIONS_MAX,
         description=f"1 .. {limits.PARTITIONS_MAX}, when the deployment is created",
     )
-    passphrase_file: Path | None = Field(
+    passphrase_file: _Path | None = Field(
         default=None, description="path of a file with the keyring's passphrase"
     )
 
@@ -224,14 +245,6 @@ def load(
         raise _config_error(error, values, origins) from None
 
 
-def redacted(url: str) -> str:
-    """Write a store's URL without its password."""
-    parts = urlsplit(url)
-    if not parts.password:
-        return url
-    return parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}").geturl()
-
-
 def _data_dir_default(environ: Mapping[str, str], folder: Path) -> Path:
     """$XDG_STATE_HOME/pickgate (XDG Base Directory Specification 0.8), else pickgate-data in the current folder."""
     state_home = environ.get("XDG_STATE_HOME", "")
@@ -252,7 +265,9 @@ def _file_layer(environ: Mapping[str, str], file: Path | None, folder: Path) -> 
         raise ConfigError(
             f"the configuration file {file} can't be read: {error.strerror}", field="config"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"the configuration file {file} is nested too deeply", field="config") from None
+    except ValueError as error:  # no TOML, no UTF-8, a number of thousands of digits
         raise ConfigError(f"the configuration file {file} is not TOML: {error}", field="config") from None
     for key in _PATHS & values.keys():
         if isinstance(values[key], str):
@@ -268,7 +283,12 @@ def _environment_layer(environ: Mapping[str, str]) -> dict[str, object]:
             continue
         key = name.removeprefix(PREFIX).lower()
         if key not in Settings.model_fields:
-            raise _unknown(key, f"{name}={_shown(key, value)}", "the environment")
+            # Never its value: a mistyped PICKGATE_PASSPHRASE holds the passphrase.
+            raise _unknown(key, name, "the environment")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ConfigError(f"{name} (from the environment) is not UTF-8", field=key) from None
         values[key] = value
     return values
 
@@ -281,7 +301,7 @@ def _config_error(
     value = _shown(key, values.get(key))
     origin = origins.get(key, "the default")
     if first["type"] == "extra_forbidden":
-        return _unknown(key, f"{key} = {value}", origin)
+        return _unknown(key, key, origin)
     expected = Settings.model_fields[key].description
     why = first["msg"].removeprefix("Value error, ")
     return ConfigError(f"{key} = {value} (from {origin}): {why}; expected {expected}", field=key)
@@ -290,6 +310,7 @@ def _config_error(
 def _unknown(key: str, written: str, origin: str) -> ConfigError:
     near = difflib.get_close_matches(key, Settings.model_fields, n=1)
     hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(Settings.model_fields)}"
+    written = written if len(written) <= bounds.SHOWN_CHARS_MAX else written[: bounds.SHOWN_CHARS_MAX] + "…"
     return ConfigError(f"{written} (from {origin}): there is no such setting; {hint}", field=key)
 
 

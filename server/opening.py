@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -32,13 +33,33 @@ def find_unlock(
     Returns None when there is none: the keyring stays locked. Raises KeyringLocked for one that can't be used.
     """
     if settings.passphrase_file is not None:
-        return PassphraseUnlock.from_file(settings.passphrase_file)
+        return _from_file(settings.passphrase_file)
     if PASSPHRASE_VARIABLE in environ:
         return PassphraseUnlock.from_environment(PASSPHRASE_VARIABLE, environ)
     if settings.embedded and settings.own_passphrase_file.exists():
-        return PassphraseUnlock.from_file(settings.own_passphrase_file)
+        return _from_file(settings.own_passphrase_file)
     typed = ask() if ask is not None else ""
     return PassphraseUnlock(typed.encode("utf-8", "surrogateescape")) if typed else None
+
+
+def open_to_others(path: Path) -> int:
+    """The mode of a file that others than its owner may read or write; 0 for one that is closed to them, or no file."""
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
+            return stat.S_IMODE(status.st_mode)
+    return 0
+
+
+def _from_file(path: Path) -> PassphraseUnlock:
+    if mode := open_to_others(path):
+        _log.warning(
+            "the passphrase file %s is open to others (mode %04o): close it with chmod 600 %s",
+            path,
+            mode,
+            path,
+        )
+    return PassphraseUnlock.from_file(path)
 
 
 def make_passphrase_file(path: Path) -> None:
@@ -52,11 +73,7 @@ def make_passphrase_file(path: Path) -> None:
             file.write(secrets.token_urlsafe(PASSPHRASE_RANDOM_BYTES) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        folder_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder_fd)
-        finally:
-            os.close(folder_fd)
+        _sync_folder(path.parent)
     except OSError as error:
         raise SetupError(f"the passphrase file {path} can't be written: {error.strerror}") from None
 
@@ -133,9 +150,30 @@ def create(
         replicas=settings.replicas,
         partitions=settings.partitions,
     )
-    if _lasts(settings):
-        settings.deployment_marker.touch(mode=0o600)
+    _mark(settings)
     return made
+
+
+def _mark(settings: Settings) -> None:
+    """Write that the embedded store of the folder holds a deployment, on disk before a call is answered."""
+    if not _lasts(settings) or settings.deployment_marker.exists():
+        return
+    try:
+        fd = os.open(settings.deployment_marker, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.close(fd)
+        _sync_folder(settings.data_dir)
+    except OSError as error:
+        raise SetupError(
+            f"{settings.deployment_marker} can't be written: {error.strerror}", field="data_dir"
+        ) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _lasts(settings: Settings) -> bool:
@@ -148,9 +186,10 @@ def open_deployment(
 ) -> Deployment:
     """Open the deployment in a store. Without a passphrase its keyring stays locked.
 
-    Raises what `Deployment.open` raises, and KeyringLocked for a passphrase file that can't be read.
+    Raises what `Deployment.open` raises, KeyringLocked for a passphrase file that can't be read, and SetupError for an
+    embedded store's folder that can't be written.
     """
-    return Deployment.open(
+    deployment = Deployment.open(
         url,
         unlock=find_unlock(settings, environ, ask=ask),
         durability=Durability(settings.durability),
@@ -158,3 +197,10 @@ def open_deployment(
         # The default is no statement: only a number that was configured must agree.
         partitions=settings.partitions if "partitions" in settings.model_fields_set else None,
     )
+    try:
+        # At each opening: a folder that was made before there were markers, or restored without its own, gets one too.
+        _mark(settings)
+    except SetupError:
+        deployment.close()
+        raise
+    return deployment

@@ -33,7 +33,7 @@ from engine.errors import (
     StoreSettings,
     StoreUnavailable,
 )
-from engine.state import scripts
+from engine.state import scripts, store_url
 from engine.state.keys import PartitionKeys
 
 VERSION_MIN: Final = (7, 0)
@@ -161,24 +161,18 @@ class Connection:
         self.partitions: tuple[PartitionKeys, ...] = ()
         self._greeted_run_id = ""
         self._greeting = threading.Lock()
-        try:
-            self._pool = redis.BlockingConnectionPool.from_url(
-                url,
-                max_connections=CONNECTIONS_MAX,
-                timeout=limits.STORE_TIMEOUT_S,
-                socket_timeout=limits.STORE_TIMEOUT_S,
-                socket_connect_timeout=limits.STORE_TIMEOUT_S,
-                # A retry is the caller's decision: the driver must not repeat what may have happened.
-                retry=Retry(NoBackoff(), 0),
-                protocol=2,
-                redis_connect_func=self._greet,
-            )
-        except ValueError as error:
-            raise ConfigError(
-                f"store URL {url!r} is not understood ({error}): use unix:///path/to/socket, redis://host:port/0 or"
-                " rediss://host:port/0",
-                field="store_url",
-            ) from None
+        store_url.check(url)
+        self._pool = redis.BlockingConnectionPool.from_url(
+            url,
+            max_connections=CONNECTIONS_MAX,
+            timeout=limits.STORE_TIMEOUT_S,
+            socket_timeout=limits.STORE_TIMEOUT_S,
+            socket_connect_timeout=limits.STORE_TIMEOUT_S,
+            # A retry is the caller's decision: the driver must not repeat what may have happened.
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+            redis_connect_func=self._greet,
+        )
         self._client = redis.Redis(connection_pool=self._pool)
 
     def close(self) -> None:

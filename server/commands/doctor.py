@@ -6,7 +6,6 @@ does not need what failed. Where the embedded store is not running, it is starte
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import importlib
 import os
@@ -45,6 +44,7 @@ def examine(settings: Settings, *, ask: Callable[[], str] | None = None) -> Iter
     kernels = list(_kernels())
     yield from kernels
     yield from _disk(settings)
+    yield from _passphrase_mode(settings)
     if all(finding.level is not Level.FAIL for finding in kernels):
         # By name: it needs the kernels, and the doctor must be able to say that they are missing.
         store = importlib.import_module("server.commands.doctor_store")
@@ -132,7 +132,6 @@ def _disk(settings: Settings) -> Iterator[Finding]:
         yield Finding("data folder", Level.OK, f"{folder} (mode {mode:04o})")
     yield _free(folder)
     yield _fsync(folder)
-    yield from _passphrase_mode(settings)
 
 
 def _free(folder: Path) -> Finding:
@@ -172,17 +171,18 @@ def _fsync(folder: Path) -> Finding:
 
 
 def _passphrase_mode(settings: Settings) -> Iterator[Finding]:
-    path = settings.passphrase_file or settings.own_passphrase_file
-    with contextlib.suppress(OSError):
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & 0o077:
-            yield Finding(
-                "passphrase", Level.FAIL, f"{path} is open to others (mode {mode:04o})", f"chmod 600 {path}"
-            )
-        elif path.parent == settings.data_dir:
-            yield Finding("passphrase", Level.WARN, str(path), PASSPHRASE_BESIDE_DATA)
-        else:
-            yield Finding("passphrase", Level.OK, str(path))
+    path = settings.passphrase_file or (settings.own_passphrase_file if settings.embedded else None)
+    if path is None or not path.is_file():
+        return
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        yield Finding(
+            "passphrase", Level.FAIL, f"{path} is open to others (mode {mode:04o})", f"chmod 600 {path}"
+        )
+    elif path.parent == settings.data_dir:
+        yield Finding("passphrase", Level.WARN, str(path), PASSPHRASE_BESIDE_DATA)
+    else:
+        yield Finding("passphrase", Level.OK, str(path))
 
 
 # --- server -------------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from engine.claims import Suite, Version
 from engine.deployment import Deployment
 from engine.errors import DeploymentMismatch, KeyringLocked, NoActiveKey, PickgateError
 from engine.keyring import KeyState, Purpose
+from engine.state.store_url import redacted
 from server import opening
-from server.config import Settings, redacted
+from server.config import Settings
 from server.findings import Finding, Level
 
 SKEW_MS_WARN: Final = limits.CLOCK_SKEW_MS_MAX // 5

@@ -11,9 +11,10 @@ import click
 from rich.console import Console as RichConsole
 
 from engine.deployment import Deployment
+from engine.state.store_url import redacted
 from server import opening
 from server.commands import parameters
-from server.config import PASSPHRASE_BESIDE_DATA, Settings, redacted
+from server.config import PASSPHRASE_BESIDE_DATA, Settings
 from server.console import Console, ask_passphrase, command
 from server.output import LogFormatter, OutputFailed, json_text, visible
 from server.serve import Server

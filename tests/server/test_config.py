@@ -46,7 +46,7 @@ def test_the_data_folder_follows_xdg(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "environ", "text", "parts"),
     [
-        ({}, {"PICKGATE_TREADS": "3"}, "", ["PICKGATE_TREADS", "'3'", "environment", "threads"]),
+        ({}, {"PICKGATE_TREADS": "3"}, "", ["PICKGATE_TREADS", "environment", "threads"]),
         ({}, {"PICKGATE_THREADS": "many"}, "", ["threads", "'many'", "environment", "1 .. 64"]),
         ({}, {}, "tread = 3", ["tread", "3", "pickgate.toml", "threads"]),
         ({}, {}, 'threads = "2x"', ["threads", "'2x'", "pickgate.toml", "1 .. 64"]),
@@ -96,8 +96,49 @@ def test_a_password_is_never_shown() -> None:
     with pytest.raises(ConfigError) as caught:
         config.load({"store_url": "http://user:hunter2@host/0"}, {})
     assert "hunter2" not in caught.value.message
-    assert config.redacted("redis://user:hunter2@host:6379/0") == "redis://user:***@host:6379/0"
-    assert config.redacted("redis://host:6379/0") == "redis://host:6379/0"
+
+
+@pytest.mark.parametrize(
+    ("environ", "text", "named"),
+    [
+        ({"PICKGATE_PASSPHRAS": "hunter2"}, "", "PICKGATE_PASSPHRAS"),
+        ({"PICKGATE_STORE_URI": "redis://:hunter2@h/0"}, "", "PICKGATE_STORE_URI"),
+        ({}, 'passphrase = "hunter2"', "passphrase"),
+        ({}, '[store]\npassword = "hunter2"', "store"),
+    ],
+)
+def test_the_value_of_a_mistyped_key_is_never_shown(
+    tmp_path: Path, environ: dict[str, str], text: str, named: str
+) -> None:
+    (tmp_path / "pickgate.toml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        config.load({}, environ, folder=tmp_path)
+    assert named in caught.value.message
+    assert "hunter2" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("environ", "text", "key"),
+    [
+        ({"PICKGATE_LOG_LEVEL": "\udcff"}, "", "log_level"),
+        ({}, 'data_dir = "a\\u0000b"', "data_dir"),
+        ({}, 'passphrase_file = "a\\u0000b"', "passphrase_file"),
+        ({}, 'listen = "unix:/a\\u0000b"', "listen"),
+        ({}, "threads = " + "9" * 5_000, "config"),
+        ({}, "threads = " + "9" * 400, "threads"),
+        ({}, "threads = " + "[" * 5_000, "config"),
+        ({}, "k" * 5_000 + " = 1", "k" * 5_000),
+    ],
+)
+def test_what_no_operator_means_is_one_clear_line(
+    tmp_path: Path, environ: dict[str, str], text: str, key: str
+) -> None:
+    (tmp_path / "pickgate.toml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        config.load({}, environ, folder=tmp_path)
+    assert caught.value.field == key
+    assert len(caught.value.message) < 600
+    assert "\n" not in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -107,6 +148,7 @@ def test_a_password_is_never_shown() -> None:
         ("127.8.9.1:80", "127.8.9.1:80", 80),
         ("localhost:1", "localhost:1", 1),
         ("[::1]:7425", "[::1]:7425", 7425),
+        ("[0:0:0:0:0:0:0:1]:0", "[0:0:0:0:0:0:0:1]:0", 0),
         ("unix:/run/p.sock", "unix:/run/p.sock", None),
         ("unix:///run/p.sock", "unix:/run/p.sock", None),
     ],
@@ -124,7 +166,26 @@ def test_addresses_that_others_reach_are_refused_without_tls(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "7425", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:65536", ":80", "unix:", "unix:/" + "x" * 120]
+    "text",
+    [
+        "",
+        "7425",
+        "127.0.0.1",
+        "127.0.0.1:x",
+        "127.0.0.1:65536",
+        ":80",
+        "unix:",
+        "unix:/" + "x" * 120,
+        "::1:0",
+        "[::1:0",
+        "::1]:0",
+        "[::1]",
+        "[::1]]:0",
+        "[]:0",
+        "[127.0.0.1]:0",
+        "127.0.0.1:\u0663",
+        "127.0.0.1:" + "0" * 99,
+    ],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
