@@ -36,8 +36,13 @@ OF_ITEMS: Final = {
 }
 FIRST_ITEM: Final = {"register": 4}
 """Place of the first item among ARGV, where it isn't the third."""
-RENAMED: Final = {"type_": "type", "place_finding": "place", "release_units": "release"}
-"""Lua names that can't be the field's: `place`, `release` and `type` are functions there."""
+RENAMED: Final = {
+    "type_": "type",
+    "place_finding": "place",
+    "release_units": "release",
+    "changed_at": "changed",
+}
+"""Lua names that can't be the field's: `place`, `release`, `type` and `changed` mean something else there."""
 OWN: Final = "1 to 6 the partition's own"
 """KEYS of every script that runs behind base.lua, which says what they are."""
 NOT_OWN: Final = ("open", "create", "control")
