@@ -7,8 +7,9 @@ How it lives and ends:
 
 * one thread of ours forks it, watches it and outlives everything else, since the kernel ends it (engine.state.launch) when
   the thread that forked it ends: also after kill -9 of this process;
-* the data folder is locked with flock(2). The store inherits the locked descriptor, so the lock lasts until both this
-  process *and* the store are gone: a successor never opens data that a dying store is still writing;
+* the data folder is locked with flock(2), by its own descriptor and by a file in it that names the owner (the file alone could be
+  deleted, and with it the lock). The store inherits the locked descriptors, so the lock lasts until both this process *and*
+  the store are gone: a successor never opens data that a dying store is still writing;
 * a store that ends by itself is started again on the same data, after a growing wait, and each time an error is logged.
 """
 
@@ -35,7 +36,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 from urllib.parse import quote
 
 from engine.errors import ConfigError, SetupError, StoreBinaryMissing, StoreInUse, StoreUnavailable
@@ -245,7 +246,7 @@ class EmbeddedServer:
         self._stop_timeout_s = stop_timeout_s
 
         self._guard = threading.RLock()  # start and stop exclude each other
-        self._lock_fd = -1
+        self._lock: _Lock | None = None
         self._runtime_dir: Path | None = None
         self._socket_path: Path | None = None
         self._watcher: _Watcher | None = None
@@ -292,13 +293,13 @@ class EmbeddedServer:
                     "nor keep: use 'fsync', or another folder",
                     field="durability",
                 )
-            self._lock_fd = _take_lock(self.data_dir)
+            self._lock = _take_lock(self.data_dir)
             try:
                 self._socket_path = self._place_socket()
-                _record_owner(self._lock_fd, self._runtime_dir)
+                _record_owner(self._lock.file_fd, self._runtime_dir)
                 self._watcher = _Watcher(
                     command=[str(binary), *self._arguments(self._socket_path)],
-                    lock_fd=self._lock_fd,
+                    lock=self._lock,
                     socket_path=self._socket_path,
                     log_path=self.log_path,
                     stop_timeout_s=self._stop_timeout_s,
@@ -327,11 +328,9 @@ class EmbeddedServer:
                 with contextlib.suppress(OSError):
                     self._runtime_dir.rmdir()
                 self._runtime_dir = None
-            if self._lock_fd >= 0:
-                # Unlocked by name, not only closed: a child that this process forked may hold the same open file.
-                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
-                os.close(self._lock_fd)
-                self._lock_fd = -1
+            if self._lock is not None:
+                self._lock.free()
+                self._lock = None
 
     def __enter__(self) -> Self:
         return self.start()
@@ -387,6 +386,20 @@ class EmbeddedServer:
                 )
 
 
+class _Lock(NamedTuple):
+    """The two locked descriptors of a data folder: its own, and that of the file that says whose it is."""
+
+    folder_fd: int
+    file_fd: int
+
+    def free(self) -> None:
+        for fd in (self.file_fd, self.folder_fd):
+            if fd >= 0:
+                # Unlocked by name, not only closed: a child that this process forked may hold the same open file.
+                fcntl.flock(fd, fcntl.LOCK_UN)
+                os.close(fd)
+
+
 class _Watcher(threading.Thread):
     """The thread that forks the store, waits for its end, and starts it again until told to stop.
 
@@ -395,7 +408,7 @@ class _Watcher(threading.Thread):
     """
 
     def __init__(
-        self, *, command: list[str], lock_fd: int, socket_path: Path, log_path: Path, stop_timeout_s: float
+        self, *, command: list[str], lock: _Lock, socket_path: Path, log_path: Path, stop_timeout_s: float
     ) -> None:
         super().__init__(name="pickgate-store", daemon=True)
         self.ended = threading.Event()
@@ -404,7 +417,7 @@ class _Watcher(threading.Thread):
         self.pid = 0
         self.restarts = 0
         self._command = command
-        self._lock_fd = lock_fd
+        self._lock = lock
         self._socket_path = socket_path
         self._log_path = log_path
         self._log_start_bytes = 0
@@ -477,7 +490,7 @@ class _Watcher(threading.Thread):
                 # Messages before the server opens its log (a setting that it refuses) belong there too.
                 stdout=log,
                 stderr=log,
-                pass_fds=(self._lock_fd,),
+                pass_fds=self._lock,
                 # Its own session: Ctrl-C in a terminal is for us; we end the store when the last call is answered.
                 start_new_session=True,
                 # Nothing of our environment: it may hold a passphrase, and /proc shows it for the store's whole life.
@@ -576,38 +589,62 @@ def _make_private(folder: Path) -> None:
         raise SetupError(f"the data folder {folder} can't be used: {error}", field="data_dir") from error
 
 
-def _take_lock(folder: Path) -> int:
-    """Lock the data folder and return the locked descriptor, which must stay open as long as the lock."""
-    try:
-        fd = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise SetupError(f"the data folder {folder} can't be used: {error}", field="data_dir") from error
+def _take_lock(folder: Path) -> _Lock:
+    """Lock the data folder and return the locked descriptors, which must stay open as long as the lock."""
+    lock = _Lock(-1, -1)
     give_up = time.monotonic() + LOCK_WAIT_S
+    try:
+        try:
+            lock = lock._replace(folder_fd=os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            lock = lock._replace(
+                file_fd=os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            )
+        except OSError as error:
+            raise SetupError(f"the data folder {folder} can't be used: {error}", field="data_dir") from error
+        for fd in lock:
+            _flock(fd, folder, lock, give_up)
+    except BaseException:
+        for fd in lock:
+            if fd >= 0:
+                os.close(fd)
+        raise
+    return lock
+
+
+def _flock(fd: int, folder: Path, lock: _Lock, give_up_s: float) -> None:
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except OSError as error:
-            owner = _owner_of(fd)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                os.close(fd)
                 raise SetupError(
                     f"the data folder {folder} can't be locked: {error}", field="data_dir"
                 ) from error
-            # The owner may be dead while its store still closes its files: that is over in a moment.
-            if _is_alive(owner) or time.monotonic() > give_up:
-                os.close(fd)
-                raise StoreInUse(
-                    f"the data folder {folder} is in use by the process {owner or '(unknown)'}: stop it first, or name "
-                    "another folder",
-                    field="data_dir",
-                ) from None
-            time.sleep(0.02)
-        else:
-            return fd
+        # The owner may be dead while its store still closes its files: that is over in a moment.
+        owner = _owner_of(lock)
+        if _is_alive(owner) or time.monotonic() > give_up_s:
+            raise StoreInUse(
+                f"the data folder {folder} is in use by the process {owner or '(unknown)'}: stop it first, or name "
+                "another folder",
+                field="data_dir",
+            )
+        time.sleep(0.02)
 
 
-def _owner_of(lock_fd: int) -> int:
-    return int(_lock_text(lock_fd).get("pid", 0))
+def _owner_of(lock: _Lock) -> int:
+    """The process that owns a data folder, as its lock file says, else as the kernel does; 0 when neither knows."""
+    if written := int(_lock_text(lock.file_fd).get("pid", 0)):
+        return written
+    status = os.fstat(lock.folder_fd)
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    with contextlib.suppress(OSError):
+        # proc(5), /proc/locks: "1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF".
+        for line in Path("/proc/locks").read_text(encoding="ascii", errors="replace").splitlines():
+            words = line.split()
+            if words[1:2] == ["FLOCK"] and place in words and words[4].isdigit():
+                return int(words[4])
+    return 0
 
 
 def _lock_text(lock_fd: int) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
@@ -233,6 +234,46 @@ def test_second_start_is_refused_and_names_the_owner(make_store: StoreFactory, t
         assert is_alive(store_pid)
         with redis.Redis.from_url(url) as client:
             assert client.ping()
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
+def test_a_deleted_lock_file_lets_nobody_else_in(
+    make_store: StoreFactory, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    monkeypatch.setattr(store_server, "LOCK_WAIT_S", 0.5)
+    server = make_store()
+    with client_of(server) as client:
+        client.set("k", "v")
+        lock = server.data_dir / "lock"
+        lock.unlink()
+        if replaced:
+            lock.write_text("{}")
+        for _ in range(2):
+            second = EmbeddedServer(server.data_dir)
+            with pytest.raises(StoreInUse) as caught:
+                second.start()
+            assert str(os.getpid()) in caught.value.message
+        # Whoever was refused has neither taken the first one's socket away nor ended it.
+        assert client.get("k") == b"v"
+    with client_of(server) as again:
+        assert again.get("k") == b"v"
+    server.stop()
+    with EmbeddedServer(server.data_dir) as successor, client_of(successor) as client:
+        assert client.get("k") == b"v"
+
+
+def test_a_server_of_an_earlier_release_still_owns_its_folder(tmp_path: Path) -> None:
+    """It locked the file alone."""
+    folder = tmp_path / "data"
+    folder.mkdir(mode=0o700)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(f'{{"pid": {os.getpid()}}}')
+        lock.flush()
+        with pytest.raises(StoreInUse, match=str(os.getpid())):
+            EmbeddedServer(folder).start()
+    with EmbeddedServer(folder):
+        pass
 
 
 @pytest.mark.fault
