@@ -20,6 +20,8 @@ from engine.wrapping import Unlock
 __all__ = ["Deployment", "Durability", "system_ms"]
 
 PARTITIONS_MIN: Final = 1
+SETTINGS_LOOK_S: Final = 60.0
+"""How often a store's settings are looked at again. Once they are wrong, at every look until they are mended."""
 
 
 def system_ms() -> int:
@@ -38,11 +40,16 @@ class Deployment:
         connection: Connection,
         constants: state.Constants,
         control: Control,
+        *,
+        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.connection = connection
         self.constants = constants
         self.control = control
         self.now_ms = connection.now_ms
+        self._monotonic_s = monotonic_s
+        # Opening it greeted the server, which looks at its settings.
+        self._settings_sound_at_s = monotonic_s()
 
     @classmethod
     def create(
@@ -139,7 +146,21 @@ class Deployment:
         except BaseException:
             connection.close()
             raise
-        return cls(connection, constants, control)
+        return cls(connection, constants, control, monotonic_s=monotonic_s)
+
+    def look(self) -> None:
+        """Look whether calls can be answered now: the set-up fresh, the keyring open, every partition there.
+
+        The store's settings are looked at again when they were last sound SETTINGS_LOOK_S ago: somebody may have changed
+        them meanwhile, and then an acknowledgement does not mean any more what was promised. For one thread at a time.
+        Raises StoreUnavailable, StaleControl, KeyringLocked, StoreSettings.
+        """
+        self.control.refresh().usable_keys()
+        now_s = self._monotonic_s()
+        due = now_s - self._settings_sound_at_s >= SETTINGS_LOOK_S
+        self.connection.look(settings=due)
+        if due:
+            self._settings_sound_at_s = now_s
 
     def close(self) -> None:
         """Stop watching and close the connections. Calls in flight fail with StoreUnavailable."""

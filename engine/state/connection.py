@@ -116,19 +116,24 @@ def emptied(what: str) -> StoreUnavailable:
 def check_settings(facts: ServerFacts, durability: Durability) -> None:
     """Compare a server's settings in force with what a durability needs.
 
-    Raises StoreSettings naming the setting, its value, the value needed, and the command that mends it.
+    Raises StoreSettings naming every setting that is wrong, its value, the value needed, and the commands that mend it; its
+    field is the first of them.
     """
     wanted = {"maxmemory-policy": "noeviction"}
     if durability is not Durability.MEMORY:
         wanted |= {"appendonly": "yes", "appendfsync": "always"}
-    for name, value in wanted.items():
-        found = facts.settings.get(name)
-        if found != value:
-            raise StoreSettings(
-                f"durability {durability.value!r} needs {name} {value} on the store, which has {found or 'no answer'}:"
-                f" run CONFIG SET {name} {value} there, and write it into the store's configuration file",
-                field=name,
-            )
+    wrong = [name for name, value in wanted.items() if facts.settings.get(name) != value]
+    if wrong:
+        needs = ", and ".join(
+            f"{name} {wanted[name]} on the store, which has {facts.settings.get(name) or 'no answer'}"
+            for name in wrong
+        )
+        commands = " and ".join(f"CONFIG SET {name} {wanted[name]}" for name in wrong)
+        raise StoreSettings(
+            f"durability {durability.value!r} needs {needs}: run {commands} there, and write it into the store's"
+            " configuration file",
+            field=wrong[0],
+        )
     needed = VERSION_WAITAOF if durability is Durability.REPLICATED else VERSION_MIN
     if facts.version < needed:
         raise StoreSettings(
@@ -230,6 +235,15 @@ class Connection:
         """Ask the server what it is and how it is set. Raises StoreUnavailable."""
         with self._borrowed() as connection:
             return self._facts(connection, _ask(connection, "INFO", "server"))
+
+    def look(self, *, settings: bool) -> None:
+        """Look whether the store still has every partition and, with `settings`, is still set as the durability needs.
+
+        Raises StoreUnavailable, StoreSettings.
+        """
+        self.read_of(range(len(self.partitions)), [])
+        if settings:
+            check_settings(self.facts(), self.durability)
 
     def use_partitions(self, tags: Sequence[bytes], *, create: bool = False) -> None:
         """Set the deployment's partitions and open (or create) each on the server. Raises PickgateError."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -92,6 +94,7 @@ def serve(
     )
     for handler in logging.getLogger().handlers:
         handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    _raise_open_files()
     # Around all: a signal while the store starts must still end it in order.
     with StopSignal() as stop, opening.store(settings) as url:
         if settings.embedded and not Deployment.exists(url):
@@ -108,10 +111,7 @@ def serve(
 
 
 def _run(console: Console, settings: Settings, deployment: Deployment, stop: StopSignal) -> None:
-    def look() -> None:
-        deployment.control.refresh().usable_keys()
-
-    server = Server(deployment, settings.listen, threads=settings.threads, look=look).start()
+    server = Server(deployment, settings.listen, threads=settings.threads, look=deployment.look).start()
     try:
         _announce(console, settings, server)
         stop.wait()
@@ -119,6 +119,18 @@ def _run(console: Console, settings: Settings, deployment: Deployment, stop: Sto
     finally:
         server.stop(settings.grace_s)
     _log.info("stopped")
+
+
+def _raise_open_files() -> None:
+    """Raise the soft limit of open files to the hard one: each connection is one, and the usual 1,024 are soon taken.
+
+    The soft limit is that low for programs that use select(2), which this one does not.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _log.debug("open files: %d, were %d", resource.getrlimit(resource.RLIMIT_NOFILE)[0], soft)
 
 
 def _announce(console: Console, settings: Settings, server: Server) -> None:

@@ -196,7 +196,7 @@ def build(
             deployment,
             listen,
             threads=threads,
-            look=lambda: deployment.control.refresh().usable_keys(),
+            look=deployment.look,
         )
     )
     client = stack.enter_context(Client(server.addresses[1]))
