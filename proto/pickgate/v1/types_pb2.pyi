@@ -15,6 +15,9 @@ Conventions of the whole contract
 - A business "no" is a verdict inside a response with status OK. A gRPC status other than OK says that the call could not be
   decided; its details carry google.rpc.ErrorInfo (domain "pickgate", reason = a stable name), with
   google.rpc.BadRequest where a field is at fault and google.rpc.RetryInfo where a retry with the same request_id helps.
+- UNAVAILABLE, DEADLINE_EXCEEDED and CANCELLED mean "not decided, as far as the caller knows": the change may have happened or
+  not, and the same call with the same request_id is safe and gives the answer. CANCELLED also ends a call whose request
+  does not follow its headers in time, and calls that a stopping server had not taken up.
 - Numbers and names are never reused. Gaps in field numbers are kept for fields that are already foreseen.
 """
 
