@@ -1,13 +1,15 @@
-"""Loads the Lua scripts: constants from Python, then base.lua, then the verb.
+"""Loads the Lua scripts: layouts from Python, then base.lua, then the verb.
 
-Numbers that both sides use (states, verdicts, limits, layouts) are written once, in Python; the loader puts them in front of
-each script as Lua tables, so the two can't drift apart. The header of each script is its contract; tests compare it with the
+Numbers that both sides use (states, verdicts, limits, layouts) are written once, in Python, so the two can't drift apart. Scripts
+name them as members of tables (`STATE.LIVE`), and the loader puts the numbers in their place: a script runs from its first line
+at each call, and would build all the tables each time. The header of each script is its contract; tests compare it with the
 layouts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import sha1
@@ -38,40 +40,54 @@ _LIMITS: Final = (
 )
 
 
-def _table(name: str, pairs: Iterable[tuple[str, object]]) -> str:
-    return f"local {name} = {{ " + ", ".join(f"{key} = {value}" for key, value in pairs) + " }"
+def _members(enum: type[Enum]) -> dict[str, int]:
+    return {member.name: int(member.value) for member in enum}
 
 
-def _members(enum: type[Enum]) -> Iterable[tuple[str, object]]:
-    return ((member.name, int(member.value)) for member in enum)
+_TABLES: Final[Mapping[str, Mapping[str, int]]] = {
+    "LIMIT": {name: getattr(limits, name) for name in _LIMITS},
+    "STATE": _members(State),
+    "EVENT_TYPE": _members(EventType),
+    "CHANNEL": _members(Channel),
+    "TIER": _members(Tier),
+    "CHANGE": _members(StockChange),
+    "TRANSFER_STEP": _members(TransferStep),
+    "DECISION": _members(Decision),
+    "ISSUE": _members(verdict.IssueVerdict),
+    "REDEEM": _members(verdict.RedeemVerdict),
+    "RENDER": _members(verdict.RenderVerdict),
+    "CONFIRM": _members(verdict.ConfirmVerdict),
+    "EXTEND": _members(verdict.ExtendVerdict),
+    "REVERSE": _members(verdict.ReverseVerdict),
+    "REVIEW": _members(verdict.ReviewVerdict),
+    "TRANSFER": _members(verdict.TransferVerdict),
+    "VOID": _members(verdict.VoidVerdict),
+    "STOCK_VERDICT": _members(verdict.StockVerdict),
+}
+_MEMBER: Final = re.compile(rf"\b({'|'.join(_TABLES)})\.(\w+)")
 
 
 def constants() -> str:
-    """Lua source of every constant that scripts share with Python."""
+    """Lua source of every constant that scripts share with Python, tables included."""
+    tables = (
+        f"local {name} = {{ {', '.join(f'{key} = {value}' for key, value in members.items())} }}"
+        for name, members in _TABLES.items()
+    )
+    return "\n".join([*tables, _layouts()])
+
+
+def _layouts() -> str:
     return "\n".join(
         [
-            _table("LIMIT", ((name, getattr(limits, name)) for name in _LIMITS)),
-            _table("STATE", _members(State)),
-            _table("EVENT_TYPE", _members(EventType)),
-            _table("CHANNEL", _members(Channel)),
-            _table("TIER", _members(Tier)),
-            _table("CHANGE", _members(StockChange)),
-            _table("TRANSFER_STEP", _members(TransferStep)),
-            _table("DECISION", _members(Decision)),
-            _table("ISSUE", _members(verdict.IssueVerdict)),
-            _table("REDEEM", _members(verdict.RedeemVerdict)),
-            _table("RENDER", _members(verdict.RenderVerdict)),
-            _table("CONFIRM", _members(verdict.ConfirmVerdict)),
-            _table("EXTEND", _members(verdict.ExtendVerdict)),
-            _table("REVERSE", _members(verdict.ReverseVerdict)),
-            _table("REVIEW", _members(verdict.ReviewVerdict)),
-            _table("TRANSFER", _members(verdict.TransferVerdict)),
-            _table("VOID", _members(verdict.VoidVerdict)),
-            _table("STOCK_VERDICT", _members(verdict.StockVerdict)),
             f"local FLAG_WINDOWS_BIND, FLAG_PROOF_NEEDED = {layouts.FLAG_WINDOWS_BIND}, {layouts.FLAG_PROOF_NEEDED}",
             *(f"local {name} = '{layout.lua}'" for name, layout in layouts.LAYOUTS.items()),
         ]
     )
+
+
+def _with_numbers(source: str) -> str:
+    """The source with each member of a table replaced by its number. Raises KeyError for one that doesn't exist."""
+    return _MEMBER.sub(lambda found: str(_TABLES[found[1]][found[2]]), source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +106,8 @@ def verb_source(name: str) -> str:
 
 def load(name: str, *, base: bool = True) -> Script:
     """Assemble one script."""
-    parts = [constants(), verb_source("base") if base else "", verb_source(name)]
-    source = "\n".join(parts).encode()
+    parts = [_layouts(), verb_source("base") if base else "", verb_source(name)]
+    source = _with_numbers("\n".join(parts)).encode()
     return Script(name, source, sha1(source, usedforsecurity=False).hexdigest())
 
 

@@ -128,31 +128,34 @@ local function commit()
 end
 
 -- A record as a table; the order of fields is RECORD's.
+--
+-- The table is made whole, because one that grows field by field is copied at every power of two.
 local function read_record(bytes)
-  local r = {}
-  local at
-  r.layout, r.state, r.flavour, r.channel, r.mall, r.store, r.policy, r.issued, r.changed, r.stamp_floor, r.exp, r.issue_exp, r.amount,
-  r.ttl, r.flags, r.pin_generation, r.revision, r.cycle, r.tries, r.issue_epoch, r.issue_seq, r.request, r.body, r.last_terminal, r.last_at,
-  r.lock_epoch, r.lock_seq, r.n_lines, r.n_bundles, r.n_requests, r.order_len, r.split_len, at = unpack_fields(RECORD, bytes)
-  r.lines = {}
-  for n = 1, r.n_lines do
+  local _, state, flavour, channel, mall, store, policy, issued, changed_at, stamp_floor, exp, issue_exp, amount, ttl, flags,
+  pin_generation, revision, cycle, tries, issue_epoch, issue_seq, request, body, last_terminal, last_at, lock_epoch, lock_seq, n_lines,
+  n_bundles, n_requests, order_len, split_len, at = unpack_fields(RECORD, bytes)
+  local lines, bundles = {}, {}
+  for n = 1, n_lines do
     local sku, count, left
     sku, count, left, at = unpack_fields(LINE, bytes, at)
-    r.lines[n] = { sku = sku, count = count, left = left }
+    lines[n] = { sku = sku, count = count, left = left }
   end
-  r.bundles = {}
-  for n = 1, r.n_bundles do
+  for n = 1, n_bundles do
     local sku, units, first, count
     sku, units, first, count, at = unpack_fields(BUNDLE, bytes, at)
-    r.bundles[n] = { sku = sku, units = units, first = first, n = count }
+    bundles[n] = { sku = sku, units = units, first = first, n = count }
   end
-  r.requests = bytes:sub(at, at + 12 * r.n_requests - 1)
-  at = at + 12 * r.n_requests
-  r.order = bytes:sub(at, at + r.order_len - 1)
-  at = at + r.order_len
-  r.split = bytes:sub(at, at + r.split_len - 1)
-  r.replaces = bytes:sub(at + r.split_len)
-  return r
+  local order_at = at + 12 * n_requests
+  local split_at = order_at + order_len
+  return {
+    state = state, flavour = flavour, channel = channel, mall = mall, store = store, policy = policy, issued = issued,
+    changed = changed_at, stamp_floor = stamp_floor, exp = exp, issue_exp = issue_exp, amount = amount, ttl = ttl, flags = flags,
+    pin_generation = pin_generation, revision = revision, cycle = cycle, tries = tries, issue_epoch = issue_epoch,
+    issue_seq = issue_seq, request = request, body = body, last_terminal = last_terminal, last_at = last_at,
+    lock_epoch = lock_epoch, lock_seq = lock_seq, lines = lines, bundles = bundles, requests = bytes:sub(at, order_at - 1),
+    order = bytes:sub(order_at, split_at - 1), split = bytes:sub(split_at, split_at + split_len - 1),
+    replaces = bytes:sub(split_at + split_len),
+  }
 end
 
 local function write_lines(lines)
