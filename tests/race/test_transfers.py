@@ -215,6 +215,8 @@ def send_without_end(pipe: Pipe, url: str, name: str) -> None:
         n = 0
         while True:
             n += 1
+            # A machine with more to do than it can may keep the watching thread from its copy for seconds.
+            deployment.control.refresh()
             here, there = (STORE, OTHER_STORE) if n % 2 else (OTHER_STORE, STORE)
             [answer] = stock.transfer(
                 deployment, [TransferRequest(MALL, f"{name}-{n:08}", here, there, sku, 1)]
