@@ -12,7 +12,7 @@ import pytest
 from loadtests.wire import connection, pool
 from loadtests.wire.connection import Done
 from loadtests.wire.pool import NotReachable, Pool
-from tests.loadtests.wire.conftest import BOUND_S, Peer, answers, ask
+from tests.loadtests.conftest import BOUND_S, Peer, answers, ask
 
 
 @pytest.mark.parametrize("way", ["unix", "tcp"])

@@ -6,12 +6,14 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from loadtests.wire import connection
 from loadtests.wire.connection import Done, Request
@@ -22,16 +24,20 @@ SERVICE = "test.Echo"
 
 
 class Echo(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic for type checkers only
-    """Methods: Say answers with the request, Status fails as the request says, Wait answers when the test opens the gate."""
+    """Methods: Say answers with the request, Status fails as the request says, Wait answers when the test opens the gate.
+
+    Shed refuses the first call of each request, with advice to retry if the request begins with `a`, then answers.
+    """
 
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.cancelled = threading.Event()
         self.deadlines_s: list[float | None] = []
+        self.seen: Counter[bytes] = Counter()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:  # type: ignore[type-arg]
         name = details.method.rpartition("/")[2]
-        call = {"Say": self.say, "Status": self.status, "Wait": self.wait}.get(name)
+        call = {"Say": self.say, "Status": self.status, "Wait": self.wait, "Shed": self.shed}.get(name)
         return None if call is None else grpc.unary_unary_rpc_method_handler(call)
 
     def say(self, message: bytes, context: grpc.ServicerContext) -> bytes:
@@ -44,6 +50,16 @@ class Echo(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic for typ
         code = next(code for code in grpc.StatusCode if code.value[0] == int(number))
         context.set_trailing_metadata((("grpc-status-details-bin", b"\x08" + bytes([int(number)]) + text),))
         context.abort(code, text.decode())
+
+    def shed(self, message: bytes, context: grpc.ServicerContext) -> bytes:
+        self.seen[message] += 1
+        if self.seen[message] > 1:
+            return message
+        rich = status_pb2.Status(code=8, message="full")
+        if message.startswith(b"a"):
+            rich.details.add().Pack(error_details_pb2.RetryInfo())
+        context.set_trailing_metadata((("grpc-status-details-bin", rich.SerializeToString()),))
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
 
     def wait(self, message: bytes, context: grpc.ServicerContext) -> bytes:
         context.add_callback(self.cancelled.set)
