@@ -27,6 +27,8 @@ from pickgate.v1 import types_pb2 as types_pb
 from server.client import Client
 from server.config import parse_listen
 from server.serve import Server
+from server.translate_rules import provider_message
+from tests.engine import proofs
 
 MALL, OTHER_MALL = 7, 8
 STORE, NEAR_STORE, CLOSED_STORE = 2001, 2002, 2003
@@ -121,7 +123,7 @@ class House:
 
 
 def furnish(house: House, units: int = 100_000) -> None:
-    """Put malls, stores, catalogue and stock."""
+    """Put malls, stores, catalogue, a provider of proofs, and stock."""
     client = house.client
     client.call(
         client.stores.PutMalls,
@@ -158,6 +160,10 @@ def furnish(house: House, units: int = 100_000) -> None:
             request_id=house.request_id(),
         ),
     )
+    providers = store_pb.PutProvidersRequest(
+        providers=[provider_message(proofs.provider())], request_id=house.request_id()
+    )
+    client.call(client.stores.PutProviders, providers)
     for store_id in (STORE, NEAR_STORE):
         outcome = client.call(
             client.stock.ReceiveStock,

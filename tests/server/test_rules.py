@@ -41,7 +41,7 @@ FAR_AWAY = types_pb.Position(latitude_deg=31.25, longitude_deg=121.4365, datum=t
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory, socket_dir: Path) -> Iterator[House]:
-    """A house of this module's own, with a bundle, a SKU for couriers, and a provider of proofs."""
+    """A house of this module's own, with a bundle and a SKU for couriers."""
     with ExitStack() as stack:
         made = build(stack, tmp_path_factory.mktemp("rules") / "data", socket_dir)
         put_catalogue(
@@ -59,12 +59,6 @@ def house(tmp_path_factory: pytest.TempPathFactory, socket_dir: Path) -> Iterato
         )
         for sku_id in (CUP, STATIC_SKU):
             receive(made, 10_000, sku_id=sku_id)
-        made.client.call(
-            made.client.stores.PutProviders,
-            store_pb.PutProvidersRequest(
-                providers=[provider_message(proofs.provider())], request_id=made.request_id()
-            ),
-        )
         yield made
 
 

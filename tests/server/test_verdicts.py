@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -289,7 +289,8 @@ def served(
         client.call(
             client.stores.PutCatalogue, store_pb.PutCatalogueRequest(entries=entries, request_id="put-0001")
         )
-        providers = [provider_message(proofs.provider())]
+        vouching = replace(proofs.provider(), methods=("face", "id_document"))
+        providers = [provider_message(vouching)]
         client.call(
             client.stores.PutProviders,
             store_pb.PutProvidersRequest(providers=providers, request_id="put-0001"),
@@ -359,6 +360,18 @@ def _no_store(counter: Counter, wanted: Verdict) -> Any:
 def _closed_store(counter: Counter, wanted: Verdict) -> Any:
     counter.put_store(closed=True)
     return _make(counter, wanted)
+
+
+@case(IssueVerdict.PROOF_UNAVAILABLE, HoldVerdict.PROOF_UNAVAILABLE)
+def _nobody_can_vouch(counter: Counter, wanted: Verdict) -> Any:
+    two_staff = store_pb.Policy(
+        level=store_pb.POLICY_LEVEL_STORE,
+        store_id=counter.store_id,
+        proof_methods=[types_pb.PROOF_METHOD_TWO_STAFF],
+    )
+    put = store_pb.PutPoliciesRequest(policies=[two_staff], request_id=counter.new_id())
+    counter.client.call(counter.client.stores.PutPolicies, put)
+    return _make(counter, wanted, version=types_pb.VERSION_VALUABLE)
 
 
 @case(IssueVerdict.CHANNEL_CLOSED, HoldVerdict.CHANNEL_CLOSED)
