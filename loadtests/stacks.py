@@ -60,12 +60,15 @@ class Stack:
     name: str
 
     def __init__(self, folder: Path, *, tcp: bool = True) -> None:
+        folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
         self.data_dir: Final = folder / "data"
         self.log_path: Final = folder / "server.log"
         self._socket_dir = None if tcp else Path(tempfile.mkdtemp(prefix="pg-"))
         self._process: subprocess.Popen[str] | None = None
         self.address = ""
+        self.store = ""
+        """What it says of its store."""
 
     # --- what differs ----------------------------------------------------------------------------------------------
     def command(self, listen: str) -> list[str]:
@@ -105,7 +108,8 @@ class Stack:
         if not line:
             self.stop()
             raise StackFailed(f"{self.name} did not come up; its log ends:\n{self.log_tail()}")
-        self.address = json.loads(line)["serving"][0]
+        said = json.loads(line)
+        self.address, self.store = said["serving"][0], said["store"]
         return self
 
     def __exit__(
@@ -204,7 +208,7 @@ class Comparison(Stack):
 
     def audit(self, acknowledged: Iterable[bytes], issued: int | None) -> audit.Audit:
         """See Stack."""
-        made = comparison_books.read(self.data_dir / "store.sock")
+        made = comparison_books.read(Path(self.store.removeprefix("unix://")))
         made.close(acknowledged, issued)
         return made
 
@@ -212,7 +216,7 @@ class Comparison(Stack):
 def same_durability(ours: Ours, comparison: Comparison) -> dict[str, str]:
     """The settings that durability rests on, as both stores say them. Raises StackFailed if they differ."""
     one = comparison_store.durability_settings(books.socket_of(ours.data_dir))
-    other = comparison_store.durability_settings(comparison.data_dir / "store.sock")
+    other = comparison_store.durability_settings(Path(comparison.store.removeprefix("unix://")))
     if one != other:
         differing = {name: (one[name], other[name]) for name in one if one[name] != other.get(name)}
         raise StackFailed(f"the stores have different settings, which would be no comparison: {differing}")

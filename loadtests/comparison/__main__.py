@@ -32,7 +32,7 @@ KEY_NAME: Final = "key:1"
 _log = logging.getLogger(__name__)
 
 
-async def serve(store: Store, data_dir: Path, listen: str) -> None:
+async def serve(store: Store, listen: str) -> None:
     """Serve until SIGTERM or SIGINT."""
     pool = BlockingConnectionPool(
         max_connections=CONNECTIONS,
@@ -50,7 +50,7 @@ async def serve(store: Store, data_dir: Path, listen: str) -> None:
         if not listen.startswith("unix:"):
             address = f"{listen.rpartition(':')[0]}:{port}"
         await server.start()
-        print(json.dumps({"serving": [address], "store": str(data_dir)}), flush=True)
+        print(json.dumps({"serving": [address], "store": f"unix://{store.socket}"}), flush=True)
         sweeper = asyncio.create_task(_sweep(codes))
         await _stopped()
         sweeper.cancel()
@@ -91,7 +91,7 @@ def main() -> None:
     asked = parser.parse_args()
     logging.basicConfig(level="WARNING")
     with Store(asked.data_dir) as store:
-        uvloop.run(serve(store, asked.data_dir, asked.listen))
+        uvloop.run(serve(store, asked.listen))
 
 
 if __name__ == "__main__":

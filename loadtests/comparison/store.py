@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -46,8 +47,10 @@ class Store:
     """A server on one folder, reached by a unix socket. Use it as a context manager."""
 
     def __init__(self, data_dir: Path) -> None:
-        self.socket = data_dir / "store.sock"
-        self._data_dir = data_dir
+        self._data_dir = data_dir.absolute()
+        # Not in the data folder: a socket's path has 107 bytes at most.
+        self._socket_dir = Path(tempfile.mkdtemp(prefix="pg-"))
+        self.socket = self._socket_dir / "store.sock"
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -91,6 +94,7 @@ class Store:
         self._stop()
 
     def _stop(self) -> None:
+        shutil.rmtree(self._socket_dir, ignore_errors=True)
         if self._process is None:
             return
         self._process.terminate()
