@@ -58,7 +58,8 @@ class Verdict(Enum):
     @classmethod
     def numbered(cls, number: int) -> Self:
         """The member with a stable number. Raises KeyError for a number that this version doesn't know."""
-        return {member.number: member for member in cls}[number]
+        members: dict[int, Self] = cls._value2member_map_  # type: ignore[assignment]  # kept by Enum itself, by value
+        return members[number]
 
     @property
     def slug(self) -> str:
