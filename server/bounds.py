@@ -44,6 +44,16 @@ REQUEST_WAIT_S: Final = 5.0
 seconds apart nobody gets an answer in time."""
 TURN_WAIT_S_MAX: Final = 60.0
 """How long a call without a deadline waits for its turn; nobody stands at a counter for longer."""
+QUEUE_CALLS_MAX: Final = 4_096
+"""Calls of the hot lane that wait for an answer; one more is shed with advice to retry. Under half a second of a busy server's
+work, and 64 MiB of requests at most."""
+QUEUE_WAIT_S: Final = limits.STORE_TIMEOUT_S
+"""How long a call of the hot lane may wait behind others for its part of the store. Those before it had as long."""
+SILENT_CALLS_MAX: Final = 4_096
+"""Calls of the hot lane whose request is still to come; for one more the oldest of them is cancelled."""
+REQUESTED_AHEAD: Final = 256
+"""Calls of each method of the hot lane that gRPC may hand over before one is asked for again: more than come while the draining
+thread looks away."""
 REQUEST_WAIT_STOPPING_S: Final = 0.5
 REQUEST_LOOK_S: Final = 0.25
 HANDSHAKE_S_MAX: Final = 5.0

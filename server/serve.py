@@ -24,9 +24,10 @@ from engine.deployment import Deployment
 from engine.errors import PickgateError, SetupError
 from engine.expiry import Sweeper
 from engine.stock_watch import WATCHERS_MAX, StockWatches
-from server import bounds, services
+from server import bounds, lane_methods, services
 from server.arrivals import Arrivals
 from server.config import Listen
+from server.hotlane import Lane
 from server.turns import Turns
 
 _log = logging.getLogger(__name__)
@@ -60,8 +61,10 @@ class Server:
         listen: where to listen, at least one.
         threads: calls worked on at the same time; those of health and reflection are not counted.
         look: raises PickgateError while calls can't be answered; asked each second for the health service.
-        calls_max: calls accepted and not yet answered; one more is RESOURCE_EXHAUSTED.
+        calls_max: calls of the ordinary handlers accepted and not yet answered; one more is RESOURCE_EXHAUSTED.
+        queue_calls_max: the same for the hot lane.
         request_wait_s: how long a call may wait for its request, see server.arrivals.
+        lane: whether the hot lane serves its methods (server.hotlane), or the ordinary handlers all of them.
     """
 
     def __init__(
@@ -72,7 +75,9 @@ class Server:
         threads: int = bounds.THREADS_DEFAULT,
         look: Callable[[], object],
         calls_max: int = bounds.CALLS_MAX,
+        queue_calls_max: int = bounds.QUEUE_CALLS_MAX,
         request_wait_s: float = bounds.REQUEST_WAIT_S,
+        lane: bool = True,
     ) -> None:
         self._listen = tuple(listen)
         self._look = look
@@ -97,6 +102,16 @@ class Server:
             options=_OPTIONS,
             maximum_concurrent_rpcs=calls_max,
         )
+        self._lane = (
+            Lane(
+                self._server,
+                lane_methods.methods(deployment),
+                queue_calls_max=queue_calls_max,
+                request_wait_s=request_wait_s,
+            )
+            if lane
+            else None
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (*self._names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
@@ -113,6 +128,8 @@ class Server:
         self._tell_health(self._trouble())
         self._arrivals.start()
         self._server.start()
+        if self._lane is not None:
+            self._lane.start()
         self._watcher.start()
         self._sweeper.start()
         return self
@@ -125,6 +142,8 @@ class Server:
         self._stopping.set()
         self._health.enter_graceful_shutdown()
         self._arrivals.hurry()
+        if self._lane is not None:
+            self._lane.hurry()
         stopped = self._server.stop(grace_s)
         # Streams would last for all of the grace; their watchers are told, and may go elsewhere.
         self._watches.close()
@@ -134,6 +153,8 @@ class Server:
         if self._watcher.is_alive():
             self._watcher.join()
         # A call that was cut off may still wait for the store, whose timeout bounds it; then the deployment can close.
+        if self._lane is not None:
+            self._lane.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._arrivals.stop()
 

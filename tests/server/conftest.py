@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -47,6 +48,12 @@ def wait_until(condition: Callable[[], object], what: str, bound_s: float = 20.0
     while not condition():
         assert time.monotonic() < give_up, f"not within {bound_s:g} s: {what}"
         threading.Event().wait(0.02)
+
+
+def in_flight(server: Server) -> int:
+    """Calls that a server has taken up and not ended, by either lane; nothing public says so."""
+    inner: Any = server._server
+    return len(inner._state.rpc_states) + (server._lane.open_calls if server._lane else 0)
 
 
 @dataclass

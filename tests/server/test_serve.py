@@ -10,7 +10,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -25,7 +24,7 @@ from server import services
 from server.client import CallFailed, Client
 from server.config import parse_listen
 from server.serve import Server
-from tests.server.conftest import MALL, SKU, STORE, House, HouseFactory, wait_until
+from tests.server.conftest import MALL, SKU, STORE, House, HouseFactory, in_flight, wait_until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -104,10 +103,9 @@ def test_a_call_whose_deadline_has_passed_is_not_worked_on(make_house: HouseFact
         with ThreadPoolExecutor(1) as pool:
             os.kill(store, signal.SIGSTOP)
             try:
-                # The only thread waits for the store with this call (what is in flight, nothing public says) ...
+                # The only thread waits for the store with this call ...
                 first = pool.submit(patient.call, patient.stock.ReceiveStock, receive(house, 1))
-                in_flight: Any = house.server._server
-                wait_until(lambda: in_flight._state.rpc_states, "taken up")
+                wait_until(lambda: in_flight(house.server), "taken up")
                 # ... so this one can only wait for the thread, until nobody wants its answer.
                 with pytest.raises(CallFailed) as caught:
                     hasty.call(hasty.stock.ReceiveStock, receive(house, 1_000))
@@ -182,9 +180,7 @@ def test_a_stop_lets_calls_in_flight_finish_and_takes_no_new_ones(make_house: Ho
                 pool.submit(client.call, client.redemption.Redeem, house.redeem_request(code))
                 for code in codes
             ]
-            # What grpc.server counts as in flight, nothing public says so.
-            in_flight: Any = house.server._server
-            wait_until(lambda: len(in_flight._state.rpc_states) >= 4, "four calls are in flight")
+            wait_until(lambda: in_flight(house.server) >= 4, "four calls are in flight")
             stopper.start()
 
             def refused() -> bool:
