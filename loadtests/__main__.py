@@ -14,15 +14,16 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from loadtests import bounds, checks, idle, lot, machine, stacks, steps
+from loadtests import bounds, checks, h2load, idle, lot, machine, stacks, steps
 from loadtests import overload as overloads
 from loadtests import peak as peaks
+from loadtests import rush as rushes
 from loadtests import soak as soaks
 from loadtests.checks import Check
 from loadtests.peak import Peak
 from loadtests.stacks import Comparison, Ours, StackFailed
 from loadtests.subject import Subject
-from loadtests.supply import SupplyFailed
+from loadtests.supply import Supply, SupplyFailed
 from loadtests.wire.pool import NotReachable
 
 OUTPUT_DEFAULT: Final = Path("build/load")
@@ -40,7 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _folder(asked.folder) as folder:
             status: int = asked.command(console, asked, folder)
-    except (machine.NotADisk, StackFailed, SupplyFailed, NotReachable, idle.TooFewFiles, ValueError) as error:
+    except (
+        machine.NotADisk,
+        StackFailed,
+        SupplyFailed,
+        NotReachable,
+        idle.TooFewFiles,
+        rushes.RushFailed,
+        ValueError,
+    ) as error:
         print(f"loadtests: {error}", file=sys.stderr)
         return 2
     return status
@@ -98,6 +107,23 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--minutes", type=_positive, default=10.0)
     made = add("idle", _idle, "A working load beside idle terminals.")
     made.add_argument("--terminals", type=_whole, default=bounds.IDLE_TERMINALS)
+
+    text = "Locust: terminals, a mall and wallets at lunch."
+    made = commands.add_parser("rush", help=text, description=text)
+    made.set_defaults(command=_rush)
+    made.add_argument(
+        "--target",
+        help="host:port or unix:/path of a server for tests, whose mall 1 is set up for it; default: one of its own",
+    )
+    made.add_argument("--users", type=_whole, default=bounds.RUSH_USERS)
+    made.add_argument("--seconds", type=_positive, default=bounds.RUSH_SECONDS)
+    made.add_argument("--processes", type=_whole, default=bounds.RUSH_PROCESSES)
+
+    text = "Inspect under h2load, if it is installed; prints the command."
+    made = commands.add_parser("h2load", help=text, description=text)
+    made.set_defaults(command=_h2load)
+    made.add_argument("--calls", type=_whole, default=bounds.H2LOAD_CALLS)
+    made.add_argument("--streams", type=_whole, default=bounds.H2LOAD_STREAMS)
     return parser
 
 
@@ -178,6 +204,41 @@ def _idle(console: Console, asked: argparse.Namespace, folder: Path) -> int:
         return found.as_json(), found.checks()
 
     return _each(console, asked, folder, "idle", measure)
+
+
+def _rush(console: Console, asked: argparse.Namespace, folder: Path) -> int:
+    made: list[Check] = []
+    with ExitStack() as stack:
+        own = None
+        if asked.target is None:
+            own = stack.enter_context(Ours(folder / Ours.name, tcp=asked.socket == "tcp"))
+        target = asked.target if own is None else own.address
+        with Supply(target) as supply:
+            supply.furnish()
+        rush = rushes.Rush(target, asked.output, asked.users, asked.seconds, asked.processes)
+        made.append(rush.run())
+        checks.show(console, f"Rush of {asked.users} users, {asked.seconds:g} s", rushes.HEADS, rush.rows())
+        if own is not None:
+            made.append(checks.books(own.name, own.audit([], None).findings))
+    console.print(f"report: {asked.output / 'rush.html'}\n")
+    return _finish(console, asked, "rush", {}, made)
+
+
+def _h2load(console: Console, asked: argparse.Namespace, folder: Path) -> int:
+    with Ours(folder / Ours.name) as stack, Supply(stack.address, seed=asked.seed) as supply:
+        supply.furnish()
+        message = supply.inspect_message(supply.codes(1), 0)
+        recipe = h2load.Recipe(
+            stack.address, message, asked.output, asked.calls, asked.connections, asked.streams
+        )
+        recipe.write_body()
+        console.print(f"{recipe.text()}\n", soft_wrap=True)
+        if not h2load.installed():
+            console.print(f"skipped: no {h2load.BINARY} on PATH; apt-get install -y {h2load.PACKAGE}")
+            return 0
+        rows, made = recipe.run()
+        checks.show(console, "Inspect under h2load", ("", ""), rows)
+    return _finish(console, asked, "h2load", {"rows": rows}, made)
 
 
 # --- what they share --------------------------------------------------------------------------------------------------

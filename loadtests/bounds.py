@@ -76,3 +76,19 @@ IDLE_TERMINALS: Final = 2_000
 IDLE_COST_MAX: Final = 0.2
 IDLE_ROUNDS: Final = 3
 IDLE_ROUND_S: Final = 3.0
+
+# --- rush (Locust) ------------------------------------------------------------------------------------------------
+RUSH_USERS: Final = 60
+RUSH_SECONDS: Final = 60.0
+RUSH_PROCESSES: Final = 2
+RUSH_CALL_TIMEOUT_S: Final = 10.0
+RUSH_RETRY_SHARE: Final = 0.1
+RUSH_CALLS_MIN: Final = 100
+"""Fewer calls say nothing, above all not that all is well."""
+RUSH_FAIL_RATIO_MAX: Final = 0.001
+RUSH_P95_MS_MAX: Final = 500.0
+"""Of all calls, Locust's own greenlets on the same cores included: a bound against collapse, not a figure to be proud of."""
+
+# --- h2load -------------------------------------------------------------------------------------------------------
+H2LOAD_CALLS: Final = 5_000
+H2LOAD_STREAMS: Final = 16

@@ -21,6 +21,8 @@ _CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _RFC_4648: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _READ: Final = str.maketrans(_CROCKFORD, _RFC_4648)
 _WRITE: Final = str.maketrans(_RFC_4648, _CROCKFORD)
+_UID_SHAPE: Final = 0x1FFFFF << 33
+"""Bits of which a dynamic code's uid has at least one."""
 _ALPHABET: Final = frozenset(_CROCKFORD)
 
 
@@ -72,7 +74,9 @@ class Key:
         store_id, expires_at_s, item, quantity, flags = _SEALED.unpack(
             self._crypt(uid, stamp, body[_CLEAR.size :])
         )
-        return None if flags else Claims(uid, stamp, store_id, expires_at_s, item, quantity)
+        if flags or not int.from_bytes(uid, "big") & _UID_SHAPE:
+            return None
+        return Claims(uid, stamp, store_id, expires_at_s, item, quantity)
 
     def _crypt(self, uid: bytes, stamp: int, data: bytes) -> bytes:
         """Counter mode, its own inverse."""
