@@ -54,6 +54,9 @@ SILENT_CALLS_MAX: Final = 4_096
 REQUESTED_AHEAD: Final = 256
 """Calls of each method of the hot lane that gRPC may hand over before one is asked for again: more than come while the draining
 thread looks away."""
+LANE_CHECK_S_MAX: Final = 5.0
+"""How long the check of the hot lane before the start may take; it takes some 50 ms."""
+STATISTICS_S: Final = 1.0
 REQUEST_WAIT_STOPPING_S: Final = 0.5
 REQUEST_LOOK_S: Final = 0.25
 HANDSHAKE_S_MAX: Final = 5.0

@@ -162,6 +162,7 @@ class Settings(BaseModel):
         le=bounds.THREADS_MAX,
         description=f"1 .. {bounds.THREADS_MAX} calls worked on at the same time",
     )
+    lane: Literal["auto", "off"] = Field(default="auto", description="auto or off")
     grace_s: _Seconds = Field(
         default=bounds.GRACE_S_DEFAULT,
         ge=0,

@@ -166,6 +166,22 @@ class Lane:
         """Calls taken up and not ended."""
         return self.calls - self.over
 
+    def statistics(self) -> dict[str, Any]:
+        """Figures since the start. `batches` comes first: how many there were of each size, as decided.
+
+        A figure may be a batch behind: nobody stops for it.
+        """
+        owners = self._owners
+        return {
+            "batches": {str(size): count for size, count in sorted(owners.sizes.copy().items())},
+            "calls": self.calls,
+            "open": self.open_calls,
+            "waiting": owners.waiting,
+            "shed": self.shed + owners.shed,
+            "expired": owners.expired,
+            "late": owners.late,
+        }
+
     def start(self) -> None:
         """Begin to answer. The server has been started."""
         for ask in self._asks:
@@ -192,7 +208,8 @@ class Lane:
         while going_on:
             try:
                 going_on = self._drain()
-                self._look()
+                if going_on:
+                    self._look()
             except Exception as error:
                 # A defect, and yet not a deaf server: the calls in hand end, the lane goes on.
                 _log.exception("draining the lane failed; going on")

@@ -17,7 +17,7 @@ import functools
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -100,9 +100,8 @@ class Owners:
         # Statistics: kept per batch, read by anybody.
         self.waiting = 0
         """Calls submitted and not answered."""
-        self.batches = 0
-        self.decided = 0
-        self.batch_max = 0
+        self.sizes: Counter[int] = Counter()
+        """Batches decided, by the number of their calls."""
         self.shed = 0
         """Calls refused because they would have waited past their deadline."""
         self.expired = 0
@@ -250,9 +249,7 @@ class Owners:
             decide = functools.partial(self._methods[method].decide, owner)
             outcomes = _each(decide, prepared, "deciding calls failed")
             self._hand_back(list(zip(group, outcomes, strict=True)))
-            self.batches += 1
-            self.decided += len(group)
-            self.batch_max = max(self.batch_max, len(group))
+            self.sizes[len(group)] += 1
         self.expired += len(late)
         if alive:
             took_s = self._monotonic_s() - began_s

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -24,10 +24,9 @@ from engine.deployment import Deployment
 from engine.errors import PickgateError, SetupError
 from engine.expiry import Sweeper
 from engine.stock_watch import WATCHERS_MAX, StockWatches
-from server import bounds, lane_methods, services
+from server import bounds, lane_check, lane_methods, services
 from server.arrivals import Arrivals
 from server.config import Listen
-from server.hotlane import Lane
 from server.turns import Turns
 
 _log = logging.getLogger(__name__)
@@ -64,7 +63,8 @@ class Server:
         calls_max: calls of the ordinary handlers accepted and not yet answered; one more is RESOURCE_EXHAUSTED.
         queue_calls_max: the same for the hot lane.
         request_wait_s: how long a call may wait for its request, see server.arrivals.
-        lane: whether the hot lane serves its methods (server.hotlane), or the ordinary handlers all of them.
+        lane: whether the hot lane serves its methods (server.hotlane) if it works here (server.lane_check), or the ordinary
+            handlers all of them.
     """
 
     def __init__(
@@ -102,16 +102,15 @@ class Server:
             options=_OPTIONS,
             maximum_concurrent_rpcs=calls_max,
         )
-        self._lane = (
-            Lane(
+        found = lane_check.find() if lane else None
+        self._lane = None
+        if found is not None:
+            self._lane = found(
                 self._server,
                 lane_methods.methods(deployment),
                 queue_calls_max=queue_calls_max,
                 request_wait_s=request_wait_s,
             )
-            if lane
-            else None
-        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (*self._names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
@@ -130,6 +129,9 @@ class Server:
         self._server.start()
         if self._lane is not None:
             self._lane.start()
+        _log.info(
+            "%s", "the hot lane serves" if self._lane is not None else "ordinary handlers serve all methods"
+        )
         self._watcher.start()
         self._sweeper.start()
         return self
@@ -157,6 +159,10 @@ class Server:
             self._lane.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._arrivals.stop()
+
+    def statistics(self) -> dict[str, Any]:
+        """Figures of the hot lane, see there; {} when it does not serve."""
+        return {} if self._lane is None else self._lane.statistics()
 
     def __enter__(self) -> Self:
         return self.start()

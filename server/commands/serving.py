@@ -20,6 +20,7 @@ from server.config import PASSPHRASE_BESIDE_DATA, Settings
 from server.console import Console, ask_passphrase, command
 from server.output import LogFormatter, OutputFailed, json_text, visible
 from server.serve import Server
+from server.statistics import StatisticsFile
 from server.stopping import StopSignal
 
 _log = logging.getLogger(__name__)
@@ -55,8 +56,14 @@ _passphrase_file = click.option(
 @_partitions
 @_passphrase_file
 @click.option("--threads", type=parameters.WHOLE_32, help="Calls worked on at the same time.")
+@click.option(
+    "--lane",
+    type=click.Choice(["auto", "off"]),
+    help="Whether the hot lane serves, if it works here. Default: auto.",
+)
 @click.option("--grace-s", type=float, help="How long a stop waits for calls in flight.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.option("--stats-file", type=click.Path(path_type=Path), hidden=True)
 @command
 def serve(
     console: Console,
@@ -68,8 +75,10 @@ def serve(
     partitions: int | None,
     passphrase_file: Path | None,
     threads: int | None,
+    lane: str | None,
     grace_s: float | None,
     log_level: str | None,
+    stats_file: Path | None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; calls in flight finish first.
 
@@ -84,6 +93,7 @@ def serve(
         partitions=partitions,
         passphrase_file=passphrase_file,
         threads=threads,
+        lane=lane,
         grace_s=grace_s,
         log_level=log_level,
     )
@@ -107,14 +117,23 @@ def serve(
                     PASSPHRASE_BESIDE_DATA,
                 )
         with opening.open_deployment(url, settings, os.environ, ask=ask_passphrase) as deployment:
-            _run(console, settings, deployment, stop)
+            _run(console, settings, deployment, stop, stats_file)
 
 
-def _run(console: Console, settings: Settings, deployment: Deployment, stop: StopSignal) -> None:
-    server = Server(deployment, settings.listen, threads=settings.threads, look=deployment.look).start()
+def _run(
+    console: Console, settings: Settings, deployment: Deployment, stop: StopSignal, stats_file: Path | None
+) -> None:
+    server = Server(
+        deployment,
+        settings.listen,
+        threads=settings.threads,
+        look=deployment.look,
+        lane=settings.lane == "auto",
+    ).start()
     try:
         _announce(console, settings, server)
-        stop.wait()
+        with StatisticsFile(stats_file, server.statistics) if stats_file else contextlib.nullcontext():
+            stop.wait()
         _log.info("stopping: calls in flight have %g s", settings.grace_s)
     finally:
         server.stop(settings.grace_s)
