@@ -65,17 +65,14 @@ def _decide(
             f"{len(batch.codes)} codes in one batch; expected at most {limits.BATCH_MAX}", field="codes"
         )
     prepared = attempts.prepare(deployment, batch)
-    answers = iter(decide(deployment, [attempt for attempt in prepared if attempt is not None]))
+    answers = iter(
+        state.run(deployment.connection, [attempt for attempt in prepared if attempt is not None])
+    )
     outcomes: list[tuple[Attempt | None, Facts | None] | PickgateError] = []
     for attempt in prepared:
         found = None if attempt is None else next(answers)
         outcomes.append(found if isinstance(found, PickgateError) else (attempt, found))
     return outcomes
-
-
-def decide(deployment: Deployment, prepared: Sequence[Attempt]) -> list[Facts | PickgateError]:
-    """Take prepared attempts to the store: there they are decided, once and for all. One outcome each, in order."""
-    return state.run(deployment.connection, prepared)
 
 
 def redeem_answer(

@@ -11,9 +11,9 @@ from engine.calls import RedeemAnswer
 from engine.claims import EventId, partition_of
 from engine.errors import NoActiveKey, PickgateError
 from engine.state import layouts, scripts
-from engine.state.batch import Keys, run_calls
+from engine.state.batch import Keys
 from engine.state.codes import forget_minute, reused, too_many_changes
-from engine.state.connection import Call, Connection
+from engine.state.connection import Call, Connection, Packed
 from engine.state.events import unpack_lines
 from engine.verdict import RedeemVerdict
 
@@ -78,28 +78,49 @@ class Facts(NamedTuple):
         return bool(self.flags & layouts.FLAG_PROOF_NEEDED)
 
 
-def run(connection: Connection, attempts: Sequence[Attempt]) -> list[Facts | PickgateError]:
-    """Try to redeem (or to inspect) codes. One outcome per attempt, in order; those of one partition keep their order."""
+class Batch(NamedTuple):
+    """Attempts on their way to the store: packed calls, and which of the attempts are in each."""
+
+    packed: Packed
+    members: Sequence[Sequence[int]]
+    count: int
+
+
+def pack(connection: Connection, attempts: Sequence[Attempt]) -> Batch:
+    """Pack attempts, at most limits.WRITE_ITEMS_MAX: one call for each partition. Those of one partition keep their order."""
     forget = forget_minute(connection)
     groups: dict[int, list[int]] = {}
     for n, attempt in enumerate(attempts):
         groups.setdefault(partition_of(attempt.uid), []).append(n)
     calls: list[Call] = []
-    owners: list[list[int]] = []
-    for partition, members in groups.items():
-        for start in range(0, len(members), limits.BATCH_MAX):
-            chunk = members[start : start + limits.BATCH_MAX]
+    members: list[list[int]] = []
+    for partition, group in groups.items():
+        for start in range(0, len(group), limits.BATCH_MAX):
+            chunk = group[start : start + limits.BATCH_MAX]
             calls.append(_call(connection, partition, forget, [attempts[n] for n in chunk]))
-            owners.append(chunk)
-    outcomes: list[Any] = [None] * len(attempts)
-    for chunk, replies in zip(owners, run_calls(connection, calls, owners), strict=True):
+            members.append(chunk)
+    return Batch(connection.pack(calls), members, len(attempts))
+
+
+def unpack(batch: Batch, outcomes: Sequence[Any | PickgateError]) -> list[Facts | PickgateError]:
+    """What the store answered to each attempt, in order. outcomes: of Connection.exchange."""
+    found: list[Any] = [None] * batch.count
+    for chunk, replies in zip(batch.members, outcomes, strict=True):
         if isinstance(replies, PickgateError):
             for n in chunk:
-                outcomes[n] = replies
+                found[n] = replies
         else:
             for n, reply in zip(chunk, replies, strict=True):
-                outcomes[n] = _facts(reply)
-    return outcomes
+                found[n] = _facts(reply)
+    return found
+
+
+def run(connection: Connection, attempts: Sequence[Attempt]) -> list[Facts | PickgateError]:
+    """Try to redeem (or to inspect) codes. One outcome per attempt, in order."""
+    if not attempts:
+        return []
+    batch = pack(connection, attempts)
+    return unpack(batch, connection.exchange(batch.packed))
 
 
 def _call(connection: Connection, partition: int, forget: int, attempts: Sequence[Attempt]) -> Call:

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any, Final
 
 import redis
+from hiredis import pack_command
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     ConnectionError as RedisConnectionError,
@@ -60,6 +61,14 @@ class Call:
     script: scripts.Script
     keys: Sequence[bytes]
     args: Sequence[bytes | int]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Script calls as the store reads them: which scripts, and one command each, WAIT and WAITAOF behind them if asked for."""
+
+    scripts: Sequence[scripts.Script]
+    commands: Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,42 +280,59 @@ class Connection:
     def run(self, calls: Sequence[Call]) -> list[Any | PickgateError]:
         """Run script calls in one write, each with its own outcome: the script's reply, or the error of that call alone.
 
-        now_ms and the clock switch are put in front of each call's arguments here, so all calls of a batch agree on the
-        time. With durability `replicated` the outcomes wait for the copies, on the same connection.
+        With durability `replicated` the outcomes wait for the copies, on the same connection.
         """
-        if not calls:
-            return []
+        return self.exchange(self.pack(calls)) if calls else []
+
+    def pack(self, calls: Sequence[Call]) -> Packed:
+        """Write script calls as the bytes that go to the store. Pure, but for the clock.
+
+        now_ms and the clock switch are put in front of each call's arguments here, so all calls of a batch agree on the time.
+        """
         head = (self.now_ms(), int(self.clock_compared))
-        outcomes = self._pipeline(calls, head)
+        commands = [
+            pack_command(("EVALSHA", call.script.sha, len(call.keys), *call.keys, *head, *call.args))
+            for call in calls
+        ]
+        if self.durability is Durability.REPLICATED:
+            # WAIT first: what a replica acknowledges in answer to a first question is what it had synced before it read
+            # the batch, and its next acknowledgement comes by itself a second later. By the second question it has synced.
+            commands.append(pack_command(("WAIT", self.replicas, limits.REPLICATION_TIMEOUT_MS)))
+            commands.append(pack_command(("WAITAOF", 1, self.replicas, limits.REPLICATION_TIMEOUT_MS)))
+        return Packed([call.script for call in calls], commands)
+
+    def exchange(self, packed: Packed) -> list[Any | PickgateError]:
+        """Send what was packed, in one write, and wait for the outcomes, as `run`. Never raises."""
+        outcomes = self._exchange(packed)
         again = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, NoScriptError)]
         if again:
             # SCRIPT FLUSH behind our back. NOSCRIPT means that nothing was run, so running it now is safe.
             try:
                 with self._borrowed() as connection:
-                    for script in {calls[n].script.sha: calls[n].script for n in again}.values():
+                    for script in {packed.scripts[n].sha: packed.scripts[n] for n in again}.values():
                         _ask(connection, "SCRIPT", "LOAD", script.source)
             except PickgateError as error:
                 return [error if n in again else _settled(outcome) for n, outcome in enumerate(outcomes)]
-            for n, outcome in zip(again, self._pipeline([calls[n] for n in again], head), strict=True):
+            behind = packed.commands[len(packed.scripts) :]
+            retry = Packed(
+                [packed.scripts[n] for n in again], [*(packed.commands[n] for n in again), *behind]
+            )
+            for n, outcome in zip(again, self._exchange(retry), strict=True):
                 outcomes[n] = outcome
         return [_settled(outcome) for outcome in outcomes]
 
-    def _pipeline(self, calls: Sequence[Call], head: tuple[int, int]) -> list[Any]:
-        pipeline: Any = self._client.pipeline(transaction=False)
-        for call in calls:
-            pipeline.execute_command(
-                "EVALSHA", call.script.sha, len(call.keys), *call.keys, *head, *call.args
-            )
-        if self.durability is Durability.REPLICATED:
-            # WAIT first: what a replica acknowledges in answer to a first question is what it had synced before it read
-            # the batch, and its next acknowledgement comes by itself a second later. By the second question it has synced.
-            pipeline.execute_command("WAIT", self.replicas, limits.REPLICATION_TIMEOUT_MS)
-            pipeline.execute_command("WAITAOF", 1, self.replicas, limits.REPLICATION_TIMEOUT_MS)
+    def _exchange(self, packed: Packed) -> list[Any]:
+        outcomes: list[Any] = []
         try:
-            outcomes: list[Any] = pipeline.execute(raise_on_error=False)
-        except RedisError as error:
-            translated = translate(error)
-            return [translated for _ in calls]
+            with self._borrowed() as connection:
+                connection.send_packed_command([b"".join(packed.commands)])
+                for _ in packed.commands:
+                    try:
+                        outcomes.append(connection.read_response())
+                    except ResponseError as error:
+                        outcomes.append(error)
+        except PickgateError as error:
+            return [error for _ in packed.scripts]
         if self.durability is Durability.REPLICATED:
             reached = outcomes.pop()
             outcomes.pop()  # of WAIT, which only asked; WAITAOF's counts
@@ -315,7 +341,7 @@ class Connection:
                     f"the change did not reach the disk of {self.replicas} replicas within"
                     f" {limits.REPLICATION_TIMEOUT_MS} ms: retry with the same request id"
                 )
-                return [missed for _ in calls]
+                return [missed for _ in packed.scripts]
         return outcomes
 
     def read(self, commands: Sequence[tuple[bytes | str | int, ...]]) -> list[Any]:
