@@ -553,6 +553,7 @@ EVERYTHING = store_pb.Policy(
     terminal_location=store_pb.LOCATION_RULE_OPTIONAL,
     customer_location=store_pb.LOCATION_RULE_OFF,
     pickup_mode=types_pb.PICKUP_MODE_DYNAMIC,
+    customer_proof=store_pb.PROOF_RULE_OFF,
     proof_methods=[types_pb.PROOF_METHOD_FACE, types_pb.PROOF_METHOD_ID_DOCUMENT],
     tiers=store_pb.StockTiers(
         tight_percent=40, red_percent=20, closed_percent=10, emergency_percent=0, hysteresis_percent=3
@@ -589,6 +590,12 @@ def test_policies_come_back_as_they_were_put_page_by_page_and_rule(house: House)
         assert all_policies(house, page_size=1) == listed
         issued = house.issue()
         assert issued.expires_at_ms - issued.issued_at_ms == pytest.approx(3_600_000, abs=1_000)
+        valuable = house.issue(version=types_pb.VERSION_VALUABLE).uid
+        assert not get(house, valuable).proof_needed
+        assert (
+            house.redeem(house.render(valuable).payloads[0].text).verdict
+            == redemption_pb.REDEEM_VERDICT_REDEEMED
+        )
         near = house.issue(store_id=NEAR_STORE)
         assert near.expires_at_ms - near.issued_at_ms == pytest.approx(120_000, abs=1_000)
     finally:
@@ -613,6 +620,7 @@ def test_policies_come_back_as_they_were_put_page_by_page_and_rule(house: House)
         ("cycles_max", 11, "cycles_max"),
         ("customer_location", 7, "customer_location"),
         ("pickup_mode", 4, "pickup_mode"),
+        ("customer_proof", 3, "customer_proof"),
         ("proof_methods", [types_pb.PROOF_METHOD_FACE], "proof_methods"),
         ("proof_methods", [2, 2], "proof_methods"),
         ("proof_methods", [2, 4], "proof_methods[1]"),
