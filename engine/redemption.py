@@ -65,9 +65,7 @@ def _decide(
             f"{len(batch.codes)} codes in one batch; expected at most {limits.BATCH_MAX}", field="codes"
         )
     prepared = attempts.prepare(deployment, batch)
-    answers = iter(
-        state.run(deployment.connection, [attempt for attempt in prepared if attempt is not None])
-    )
+    answers = iter(state.run(deployment.connection, [attempt for attempt in prepared if attempt is not None]))
     outcomes: list[tuple[Attempt | None, Facts | None] | PickgateError] = []
     for attempt in prepared:
         found = None if attempt is None else next(answers)

@@ -1,15 +1,19 @@
 """What the hot lane asks the engine: wire bytes in, wire bytes or an error out, a batch at a time.
 
-Each method has two steps. `sort` is pure: it opens and checks each request by itself and says which partition owner decides it.
-`decide` talks to the store: it takes what was sorted to one owner, as one batch. Between the two a call waits in its owner's
+Each method has two steps. `sort` opens and checks each request by itself and says which partition owner decides it. `begin`
+takes what was sorted to one owner, as one batch, which then waits for the store. Between the two a call waits in its owner's
 queue, see server.owners. Which methods there are is in server.lane_methods.
+
+What a batch needs of the interpreter is done on the lane's own thread, before the wait and after it; only the wait itself is on
+the owner's thread. Two threads that both have much to do would pass the interpreter's lock to and fro at every call into gRPC,
+which took longer than all the work.
 
 What a call means, and the bytes of its answer, are those of the ordinary handlers (server.services); a test compares them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 Outcome: TypeAlias = bytes | Exception
@@ -17,7 +21,7 @@ Outcome: TypeAlias = bytes | Exception
 
 
 class Sorted(NamedTuple):
-    """A request that is in order: which owner decides it, and what `decide` needs of it."""
+    """A request that is in order: which owner decides it, and what `begin` needs of it."""
 
     owner: int
     """0 .. owners - 1."""
@@ -33,8 +37,42 @@ class Method(Protocol):
         Never waits for anything. Raises PickgateError for all of them.
         """
 
-    def decide(self, owner: int, batch: Sequence[Any]) -> Sequence[Outcome]:
-        """Decide what was sorted to `owner`, at most limits.BATCH_MAX, in order: one outcome for each.
+    def begin(self, owner: int, batch: Sequence[Any]) -> Work:
+        """Make ready to decide what was sorted to `owner`, at most limits.BATCH_MAX, in order. Never waits for anything.
 
-        May wait for the store, as long as its timeout. Raises PickgateError for all of them.
+        Raises PickgateError for all of them.
         """
+
+
+class Work(Protocol):
+    """One batch of one method on its way through the store."""
+
+    def wait(self) -> None:
+        """Ask the store, and wait for it as long as its timeout; on the owner's thread. Raises PickgateError for all."""
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """What became of each call, in order; after `wait`, once, and without waiting. Raises PickgateError for all."""
+
+
+class Blocking:
+    """A method that makes up its mind in one go, on the owner's thread: for those that ask the store more than once."""
+
+    def decide(self, owner: int, batch: Sequence[Any]) -> Sequence[Outcome]:
+        """Decide a batch: one outcome for each call, in order. May wait. Raises PickgateError for all."""
+        raise NotImplementedError
+
+    def begin(self, owner: int, batch: Sequence[Any]) -> Work:
+        """See Method."""
+        return _Decision(self, owner, batch)
+
+
+class _Decision:
+    def __init__(self, method: Blocking, owner: int, batch: Sequence[Any]) -> None:
+        self._method, self._owner, self._batch = method, owner, batch
+        self._outcomes: Sequence[Outcome] = ()
+
+    def wait(self) -> None:
+        self._outcomes = self._method.decide(self._owner, self._batch)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        return iter(self._outcomes)

@@ -63,6 +63,10 @@ HANDSHAKE_S_MAX: Final = 5.0
 """How long a new connection may take to speak HTTP/2; gRPC's own default is two minutes."""
 CONNECTION_IDLE_S_MAX: Final = 900.0
 """A connection without a call for so long is closed in order; a terminal's next scan opens another, in a millisecond or two."""
+DRAINED_AT_ONCE: Final = 256
+"""Events of the hot lane taken before what came with them is handed on: some eighty calls."""
+ANSWERED_AT_ONCE: Final = 32
+"""Calls of the hot lane answered before the lane drains again: a third of a millisecond of work. See server.owners."""
 BULKS_MAX: Final = 32
 """Calls with a large request (bulk issue) in work or waiting: 32 x 4 MiB of requests in memory at most."""
 WATCH_THREADS_SPARE: Final = 4

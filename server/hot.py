@@ -8,7 +8,7 @@ attempts. So nothing is decided here, and a test compares the two.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from engine.claims import partition_of
 from engine.control import Copy
 from engine.deployment import Deployment
 from engine.errors import PickgateError
+from engine.state import attempts as state
 from engine.state.attempts import Attempt, Facts
 from ext.messages import Scanned, Shape, scan_batch
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
@@ -161,25 +162,20 @@ class _Verb:
         raise NotImplementedError
 
     # --- decide -----------------------------------------------------------------------------------------------
-    def decide(self, owner: int, batch: Sequence[_Asked]) -> list[Outcome]:
+    def begin(self, owner: int, batch: Sequence[_Asked]) -> _Work:
         """See server.batches.Method."""
-        # Taken first: once it is decided, nothing may stand between the caller and the answer.
-        copy = self._deployment.control.copy()
-        stores = copy.stores
-        outcomes: list[Outcome] = []
-        for asked, facts in zip(
-            batch, redemption.decide(self._deployment, [asked.attempt for asked in batch]), strict=True
-        ):
-            if isinstance(facts, PickgateError):
-                outcomes.append(facts)
-                continue
-            try:
-                store = stores.get(facts.store_id)
-                quick = self._write(asked, facts, store.name if store else "")
-                outcomes.append(self._write_slowly(copy, asked, facts) if quick is None else quick)
-            except Exception as error:
-                outcomes.append(error)
-        return outcomes
+        return _Work(self, self._deployment, batch)
+
+    def written(self, copy: Copy, asked: _Asked, facts: Facts | PickgateError) -> Outcome:
+        """The answer of one attempt."""
+        if isinstance(facts, PickgateError):
+            return facts
+        try:
+            store = copy.stores.get(facts.store_id)
+            quick = self._write(asked, facts, store.name if store else "")
+            return self._write_slowly(copy, asked, facts) if quick is None else quick
+        except Exception as error:
+            return error
 
     def _time_zone(self, copy: Copy, asked: _Asked) -> str:
         store = copy.stores.get(asked.store_id)
@@ -193,6 +189,24 @@ class _Verb:
 
     def _write_slowly(self, copy: Copy, asked: _Asked, facts: Facts) -> bytes:
         raise NotImplementedError
+
+
+class _Work:
+    """One batch of attempts; see server.batches.Work."""
+
+    def __init__(self, verb: _Verb, deployment: Deployment, batch: Sequence[_Asked]) -> None:
+        self._verb, self._batch, self._connection = verb, batch, deployment.connection
+        # Taken now: once it is decided, nothing may stand between the callers and their answers.
+        self._copy = deployment.control.copy()
+        self._packed = state.pack(self._connection, [asked.attempt for asked in batch])
+        self._replies: Sequence[Any] = ()
+
+    def wait(self) -> None:
+        self._replies = self._connection.exchange(self._packed.packed)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        for asked, facts in zip(self._batch, state.unpack(self._packed, self._replies), strict=True):
+            yield self._verb.written(self._copy, asked, facts)
 
 
 class Redeem(_Verb):

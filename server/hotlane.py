@@ -4,8 +4,8 @@ An ordinary handler costs each call a thread's hop, locks and several round trip
 takes whatever has arrived of the registered methods, hands it on as one batch (server.owners), and polls again. Draining waits
 for nothing but the queue, so the batches grow by themselves while the store is busy, and a call alone goes on at once.
 
-    arrival ─ bounds ─ message ─ owners: sort, decide ─ answer, from the owner's thread
-                                                       ─ completion, and the call is over
+    arrival ─ bounds ─ message ─ sort ─ owner's queue ─ batch packed ─ store (the owner's thread waits)
+                                                      ─ batch unpacked ─ answers ─ completion, and the call is over
 
 It is the only file that uses grpcio's internals (`grpc._cython.cygrpc`, and `_cy_server` of a server), which nobody has promised
 to keep: see docs/adr/0041. Health, reflection, streams and all other methods stay with the server's own handlers.
@@ -46,6 +46,9 @@ _OK: Final = _CODES[grpc.StatusCode.OK]
 # What is done with an operation of the queue that has ended, by its tag's stage.
 _READING, _ANSWERING, _REFUSING, _OVER = range(4)
 
+_WAKE: Final = object()
+"""Tag of an operation that does nothing but end: it wakes the thread that drains."""
+
 
 class Arrival(Waiting):
     """A call of the lane, from its headers on."""
@@ -59,7 +62,7 @@ class Arrival(Waiting):
         self.message = b""
         self.deadline_s = event.call_details.deadline
         self.came_s = came_s
-        self.answered = False
+        self.alone = False
         self.stage = _READING
 
     def metadata(self) -> Sequence[tuple[str, str | bytes]]:
@@ -135,6 +138,7 @@ class Lane:
             list(methods.values()),
             owners,
             self._answer,
+            self._wake,
             wait_s=queue_wait_s,
             monotonic_s=monotonic_s,
             unix_s=unix_s,
@@ -198,6 +202,7 @@ class Lane:
         """End, when the server has stopped. Stopping twice changes nothing."""
         if not self._thread.is_alive():
             return
+        # What is still in flight is for nobody; the store's timeout bounds it.
         self._owners.stop()
         self._queue.shutdown()
         self._thread.join()
@@ -217,16 +222,20 @@ class Lane:
                 self._answer([(call, error) for call in lost])
 
     def _drain(self) -> bool:
-        """Take what has arrived, wait for something if there is nothing, and hand on what can be decided.
+        """Take what has arrived, wait for something if there is nothing to do, hand on what can be decided, answer some.
 
         False when the queue has been shut down, and nothing will come any more.
         """
-        poll = self._queue.poll
-        event = poll(self._unix_s() + bounds.REQUEST_LOOK_S)
+        poll, owners = self._queue.poll, self._owners
+        event = poll(0 if owners.has_answers else self._unix_s() + bounds.REQUEST_LOOK_S)
         now_s = self._monotonic_s()
+        taken = 0
         while event.tag is not None:
             tag = event.tag
-            if type(tag) is _Ask:
+            if tag is _WAKE:
+                # A batch is back: the next goes out before anything else is done.
+                owners.turn()
+            elif type(tag) is _Ask:
                 self._arrived(event, tag, now_s)
             elif tag.stage == _READING:
                 self._came(event, tag)
@@ -234,12 +243,16 @@ class Lane:
                 self._ended(tag)
             # The event holds its call, and the call its connection: let go before waiting.
             del event, tag
-            if len(self._read) >= limits.BATCH_MAX:
-                self._hand_on()
-                now_s = self._monotonic_s()
+            taken += 1
+            if taken == bounds.DRAINED_AT_ONCE:
+                break
             event = poll(0)
         self._hand_on()
-        return bool(event.completion_type != cygrpc.CompletionType.queue_shutdown)
+        owners.turn()
+        owners.answer(bounds.ANSWERED_AT_ONCE)
+        return taken == bounds.DRAINED_AT_ONCE or bool(
+            event.completion_type != cygrpc.CompletionType.queue_shutdown
+        )
 
     def _hand_on(self) -> None:
         if self._read:
@@ -310,6 +323,14 @@ class Lane:
     def _cancel(self, number: int) -> None:
         # Reading its request ends with nothing, and the call without an answer of ours.
         self._silent.pop(number).call.cancel()
+
+    def _wake(self, call: Waiting) -> None:
+        """On an owner's thread: have the draining thread take up a batch that has come back.
+
+        A queue is woken by an operation that ends on it; one without parts ends at once. `call` is of that batch, so it lives.
+        """
+        assert isinstance(call, Arrival)
+        call.call.start_server_batch((), _WAKE)
 
     # --- answering --------------------------------------------------------------------------------------------
     def _answer(self, done: Answered) -> None:

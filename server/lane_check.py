@@ -23,7 +23,7 @@ from grpc_status import rpc_status
 
 from engine.errors import Exhausted
 from server import bounds
-from server.batches import Outcome, Sorted
+from server.batches import Blocking, Outcome, Sorted
 
 if TYPE_CHECKING:
     from server.hotlane import Arrival, Lane
@@ -80,7 +80,7 @@ def _trouble(lane: type[Lane]) -> str:
     return found[0] if found else f"the check did not end within {bounds.LANE_CHECK_S_MAX:g} s"
 
 
-class _Echo:
+class _Echo(Blocking):
     """A method that answers with its request, refuses, or holds a call until it may go on."""
 
     def __init__(self) -> None:

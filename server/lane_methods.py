@@ -12,10 +12,10 @@ from engine.deployment import Deployment
 from engine.errors import PickgateError
 from pickgate.v1 import code_service_pb2 as code_pb
 from server import hot, translate
-from server.batches import Method, Outcome, Sorted
+from server.batches import Blocking, Method, Outcome, Sorted
 
 
-class _Verb:
+class _Verb(Blocking):
     """A method that hands a batch of checked requests to one verb of the engine.
 
     Args:

@@ -1,30 +1,27 @@
 """Partition owners: who decides which calls of the hot lane, one batch at a time each.
 
-An owner is one server of the store, with the partitions that live there (engine.state.connection). It has a queue and a thread.
-The thread takes all that waits, up to limits.BATCH_MAX, asks the engine for it as one batch, hands the outcomes back, and takes
-again: so batches grow with the load and vanish when there is none, and one slow owner stops only its own calls.
+An owner is one server of the store, with the partitions that live there (engine.state.connection). It has a queue, and at most
+one batch in flight. While that waits for the store, on the owner's own thread, the next calls gather in its queue; when it comes
+back the next batch goes out before the answers of this one are written. So the store is never idle while there is work, batches
+grow with the load and vanish when there is none, and one slow owner stops only its own calls.
 
-Which owner a call belongs to is known only when it has been opened. That is work for whoever has time: calls come into one list,
-and the first owner that is free sorts it, for all of them.
-
-A call is always in exactly one place: the list, an owner's queue, or the hands of a thread. Whoever takes it from there answers
-it, so that it is answered once.
+All but the waiting is done by one thread, the lane's, which drains the calls too: nothing here is locked.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
 from typing import Any, Final, TypeAlias
 
 from engine import limits
 from engine.errors import Exhausted, PickgateError, Unavailable
 from server import bounds
-from server.batches import Method, Outcome, Sorted
+from server.batches import Method, Outcome, Sorted, Work
 from server.turns import TooLate
 
 _log = logging.getLogger(__name__)
@@ -40,29 +37,81 @@ class Waiting:
     message: its request on the wire.
     deadline_s: when its caller will have gone, unix seconds; inf if it waits for ever.
     came_s: when it came, by the owners' monotonic clock.
-    answered: kept by the owners, False at first.
+    alone: kept by the owners, False at first: a defect was met in its company, so it is decided in none.
     """
 
-    __slots__ = ("answered", "came_s", "deadline_s", "message", "method")
+    __slots__ = ("alone", "came_s", "deadline_s", "message", "method")
 
     method: int
     message: bytes
     deadline_s: float
     came_s: float
-    answered: bool
+    alone: bool
 
 
 Answered: TypeAlias = Sequence[tuple[Waiting, Outcome]]
-_Queue: TypeAlias = "deque[tuple[Waiting, Any]]"
+
+
+class _Flight:
+    """A batch in flight: its calls with what was prepared of each, and the work."""
+
+    __slots__ = ("answered", "batch", "began_s", "error", "outcomes", "owner", "work")
+
+    def __init__(
+        self, owner: _Owner, batch: Sequence[tuple[Waiting, Any]], work: Work, began_s: float
+    ) -> None:
+        self.owner = owner
+        self.batch = batch
+        self.work = work
+        self.began_s = began_s
+        self.error: Exception | None = None
+        self.outcomes: Iterator[Outcome] | None = None
+        self.answered = 0
+        """How many of the calls, from the first, have their outcome."""
+
+
+class _Owner:
+    """One owner: its queue, its flight, and the thread that waits."""
+
+    def __init__(self, number: int, landed: Callable[[_Flight], None]) -> None:
+        self.number = number
+        self.queue: deque[tuple[Waiting, Any]] = deque()
+        self.flight: _Flight | None = None
+        self.batch_s = 0.0
+        """How long a batch takes of late."""
+        self._landed = landed
+        self._flights: SimpleQueue[_Flight | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._wait, name=f"pickgate-owner-{number}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._flights.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def send(self, flight: _Flight) -> None:
+        self.flight = flight
+        self._flights.put(flight)
+
+    def _wait(self) -> None:
+        while (flight := self._flights.get()) is not None:
+            try:
+                flight.work.wait()
+            except Exception as error:
+                flight.error = error
+            self._landed(flight)
 
 
 class Owners:
-    """The owners of all partitions. Needs `start`, then `stop` when no call comes any more.
+    """The owners of all partitions. All its methods are for one thread.
 
     Args:
         methods: what calls ask for, by number.
         owners: how many there are.
-        answer: takes outcomes, from any thread; it never raises.
+        answer: takes outcomes, on the calling thread; it never raises.
+        wake: called on an owner's thread when a batch has come back, with one of its calls: see to it that `turn`, then `answer` is called.
         wait_s: how long a call may wait for its owner.
         monotonic_s: the clock of the waits.
         unix_s: the clock of the deadlines.
@@ -73,6 +122,7 @@ class Owners:
         methods: Sequence[Method],
         owners: int,
         answer: Callable[[Answered], None],
+        wake: Callable[[Waiting], None],
         *,
         wait_s: float = bounds.QUEUE_WAIT_S,
         monotonic_s: Callable[[], float] = time.monotonic,
@@ -80,24 +130,15 @@ class Owners:
     ) -> None:
         self._methods = tuple(methods)
         self._answer = answer
+        self._wake = wake
         self._wait_s = wait_s
         self._monotonic_s = monotonic_s
         self._unix_s = unix_s
-        self._lock = threading.Lock()
-        self._news = threading.Condition(self._lock)
-        self._unsorted: deque[Waiting] = deque()
-        self._sorting = False
-        self._queues: tuple[_Queue, ...] = tuple(deque() for _ in range(owners))
-        self._busy_since_s = [0.0] * owners
-        """When each began with the batch in hand; 0.0: it has none."""
-        self._batch_s = [0.0] * owners
-        """How long each takes for a batch, of late."""
-        self._stopped = False
-        self._threads = [
-            threading.Thread(target=self._work, args=(n,), name=f"pickgate-owner-{n}", daemon=True)
-            for n in range(owners)
-        ]
-        # Statistics: kept per batch, read by anybody.
+        self._back: deque[_Flight] = deque()
+        """Batches that have come back. The one thing that two threads touch."""
+        self._answering: deque[_Flight] = deque()
+        self._owners = [_Owner(number, self._landed) for number in range(owners)]
+        # Statistics.
         self.waiting = 0
         """Calls submitted and not answered."""
         self.sizes: Counter[int] = Counter()
@@ -111,85 +152,93 @@ class Owners:
 
     def start(self) -> None:
         """Begin to work."""
-        for thread in self._threads:
-            thread.start()
+        for owner in self._owners:
+            owner.start()
 
     def stop(self) -> None:
-        """Decide what still waits, then end. A thread that waits for the store has its timeout to come back."""
-        with self._news:
-            self._stopped = True
-            self._news.notify_all()
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join()
+        """End the waiting threads, on any thread; nothing is in flight any more, or nobody waits for it."""
+        for owner in self._owners:
+            owner.stop()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no call waits and none is in flight."""
+        return not self.waiting
 
     def submit(self, calls: Sequence[Waiting]) -> None:
-        """Take calls over, each with all its attributes set; never waits for an owner."""
-        with self._news:
-            self._unsorted.extend(calls)
-            self.waiting += len(calls)
-            self._news.notify()
+        """Take calls over, each with all its attributes set: they are sorted, and those whose owner is free go out."""
+        self.waiting += len(calls)
+        for start in range(0, len(calls), limits.BATCH_MAX):
+            self._distribute(self._sort(calls[start : start + limits.BATCH_MAX]))
+            self._send_all()
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether batches have come back that are not answered yet."""
+        return bool(self._back or self._answering)
+
+    def turn(self) -> None:
+        """Take up the batches that have come back: the next ones go out, and these are ready to be answered."""
+        while self._back:
+            flight = self._back.popleft()
+            owner = flight.owner
+            owner.flight = None
+            took_s, known_s = self._monotonic_s() - flight.began_s, owner.batch_s
+            owner.batch_s = known_s + _BATCH_WEIGHT * (took_s - known_s) if known_s else took_s
+            self._send_all()
+            self._answering.append(flight)
+
+    def answer(self, calls_max: int) -> None:
+        """Answer some of the calls that have come back, the oldest batch first.
+
+        A few at a time, and the caller drains in between: whoever is answered may ask again at once, and the store would be
+        idle until the last of a batch had its answer.
+        """
+        while self._answering and calls_max > 0:
+            flight = self._answering[0]
+            try:
+                if flight.error is not None:
+                    raise flight.error
+                if flight.outcomes is None:
+                    flight.outcomes = flight.work.outcomes()
+                done = [
+                    (call, outcome)
+                    for (call, _), outcome in zip(
+                        flight.batch[flight.answered : flight.answered + calls_max],
+                        flight.outcomes,
+                        strict=False,
+                    )
+                ]
+                if not done:
+                    raise AssertionError(f"{flight.answered} outcomes for {len(flight.batch)} calls")
+            except Exception as error:
+                self._answering.popleft()
+                self._fail(flight.owner, flight.batch[flight.answered :], error)
+                self._send_all()
+                continue
+            flight.answered += len(done)
+            calls_max -= len(done)
+            if flight.answered == len(flight.batch):
+                self._answering.popleft()
+            self._hand_back(done)
 
     def sweep(self) -> None:
-        """Answer the calls that have waited too long, UNAVAILABLE: for the thread that never waits for an owner.
+        """Answer the calls that have waited too long for an owner, UNAVAILABLE.
 
-        What an owner has in hand stays with it; the store's timeout bounds that.
+        What is in flight stays there; the store's timeout bounds that.
         """
         before_s = self._monotonic_s() - self._wait_s
         late: list[Waiting] = []
-        with self._lock:
-            while self._unsorted and self._unsorted[0].came_s < before_s:
-                late.append(self._unsorted.popleft())
-            for queue in self._queues:
-                while queue and queue[0][0].came_s < before_s:
-                    late.append(queue.popleft()[0])
-            self.late += len(late)
+        for owner in self._owners:
+            while owner.queue and owner.queue[0][0].came_s < before_s:
+                late.append(owner.queue.popleft()[0])
         if late:
+            self.late += len(late)
             error = Unavailable(
                 f"{len(late)} calls waited longer than {self._wait_s:g} s for the store's answer to those before them:"
                 " retry with the same request id; if it lasts, look at the store"
             )
             self._hand_back([(call, error) for call in late])
-
-    # --- one owner --------------------------------------------------------------------------------------------
-    def _work(self, owner: int) -> None:
-        sorted_just_now = False
-        while True:
-            fresh, batch = self._take(owner, sorted_just_now)
-            if not fresh and not batch:
-                return
-            try:
-                if fresh:
-                    self._distribute(self._sort(fresh))
-                else:
-                    self._decide(owner, batch)
-            except Exception as error:
-                # A defect of this file, and yet not a deaf server: the calls in hand end, the thread goes on.
-                _log.exception("the owner's thread failed; going on")
-                self._sorting = self._sorting and not fresh
-                self._hand_back([(call, error) for call in fresh] + [(call, error) for call, _ in batch])
-            sorted_just_now = bool(fresh)
-
-    def _take(self, owner: int, sorted_just_now: bool) -> tuple[list[Waiting], list[tuple[Waiting, Any]]]:
-        """Wait for something to do: calls to sort, else a batch to decide; neither when it is time to end.
-
-        It sorts once and then decides, or a steady stream would have it sort for ever; and not beyond a full batch.
-        """
-        queue = self._queues[owner]
-        with self._news:
-            self._busy_since_s[owner] = 0.0
-            while True:
-                enough = len(queue) >= (1 if sorted_just_now else limits.BATCH_MAX)
-                if self._unsorted and not self._sorting and not enough:
-                    self._sorting = True
-                    count = min(len(self._unsorted), limits.BATCH_MAX)
-                    return [self._unsorted.popleft() for _ in range(count)], []
-                if queue:
-                    self._busy_since_s[owner] = self._monotonic_s()
-                    return [], [queue.popleft() for _ in range(min(len(queue), limits.BATCH_MAX))]
-                if self._stopped and not self._sorting:
-                    return [], []
-                self._news.wait()
 
     # --- sorting ----------------------------------------------------------------------------------------------
     def _sort(self, calls: Sequence[Waiting]) -> list[tuple[Waiting, Sorted | Outcome]]:
@@ -197,73 +246,123 @@ class Owners:
         found: list[tuple[Waiting, Sorted | Outcome]] = []
         for method, group in _by_method(calls):
             alive = [call for call in group if call.deadline_s > now_s]
-            found += [(call, TooLate()) for call in group if call.deadline_s <= now_s]
-            results = _each(
-                self._methods[method].sort, [call.message for call in alive], "sorting calls failed"
-            )
-            found += zip(alive, results, strict=True)
+            if len(alive) < len(group):
+                found += [(call, TooLate()) for call in group if call.deadline_s <= now_s]
+            found += zip(alive, self._sort_each(method, alive), strict=True)
         return found
+
+    def _sort_each(self, method: int, calls: Sequence[Waiting]) -> Sequence[Sorted | Outcome]:
+        """One result for each call, whatever happens: a defect that one brings up must not be everybody's."""
+        if not calls:
+            return []
+        try:
+            results = self._methods[method].sort([call.message for call in calls])
+            if len(results) != len(calls):
+                raise AssertionError(f"{len(results)} results for {len(calls)} calls")
+            return results
+        except PickgateError as error:
+            return [error] * len(calls)
+        except Exception as error:
+            if len(calls) == 1:
+                return [error]
+            _log.exception("sorting %d calls failed; sorting each alone", len(calls))
+        return [self._sort_each(method, [call])[0] for call in calls]
 
     def _distribute(self, results: Sequence[tuple[Waiting, Sorted | Outcome]]) -> None:
         done: list[tuple[Waiting, Outcome]] = []
         now_s, unix_s = self._monotonic_s(), self._unix_s()
-        crowded = Exhausted(
-            "more calls wait than can be answered before this one's deadline: try again later"
-        )
-        with self._news:
-            for call, result in results:
-                if not isinstance(result, Sorted):
-                    self.expired += isinstance(result, TooLate)
-                    done.append((call, result))
-                elif self._expected_s(result.owner, now_s) > call.deadline_s - unix_s:
-                    self.shed += 1
-                    done.append((call, crowded))
-                else:
-                    self._queues[result.owner].append((call, result.prepared))
-            self._sorting = False
-            self._news.notify_all()
+        for call, result in results:
+            if not isinstance(result, Sorted):
+                self.expired += isinstance(result, TooLate)
+                done.append((call, result))
+                continue
+            owner = self._owners[result.owner]
+            if self._expected_s(owner, now_s) > call.deadline_s - unix_s:
+                self.shed += 1
+                done.append((call, _CROWDED))
+            else:
+                owner.queue.append((call, result.prepared))
         self._hand_back(done)
 
-    def _expected_s(self, owner: int, now_s: float) -> float:
+    def _expected_s(self, owner: _Owner, now_s: float) -> float:
         """How long a call will wait that comes into the queue now, at least; 0.0 for an owner that is free.
 
         By batches, not by calls: up to limits.BATCH_MAX of them take little longer than one, since most of it is the
         store's disk. A batch that takes longer than usual is expected to take as long again.
         """
-        since_s, ahead = self._busy_since_s[owner], len(self._queues[owner])
-        if not since_s and not ahead:
+        flight = owner.flight
+        if flight is None:
             return 0.0
-        batch_s = max(self._batch_s[owner], now_s - since_s if since_s else 0.0)
-        return batch_s * (1 + ahead // limits.BATCH_MAX)
+        return max(owner.batch_s, now_s - flight.began_s) * (1 + len(owner.queue) // limits.BATCH_MAX)
 
     # --- deciding ---------------------------------------------------------------------------------------------
-    def _decide(self, owner: int, batch: Sequence[tuple[Waiting, Any]]) -> None:
-        began_s, unix_s = self._monotonic_s(), self._unix_s()
-        late: list[tuple[Waiting, Outcome]] = [
-            (call, TooLate()) for call, _ in batch if call.deadline_s <= unix_s
-        ]
-        alive = [(call, prepared) for call, prepared in batch if call.deadline_s > unix_s]
-        self._hand_back(late)
-        for method, group in _by_method([call for call, _ in alive]):
-            prepared = [item for call, item in alive if call.method == method]
-            decide = functools.partial(self._methods[method].decide, owner)
-            outcomes = _each(decide, prepared, "deciding calls failed")
-            self._hand_back(list(zip(group, outcomes, strict=True)))
-            self.sizes[len(group)] += 1
+    def _send_all(self) -> None:
+        for owner in self._owners:
+            while owner.queue and owner.flight is None:
+                self._send(owner)
+
+    def _send(self, owner: _Owner) -> None:
+        """Send an owner its next batch: what waits there, of one method, the oldest first."""
+        batch = self._take(owner)
+        if not batch:
+            return
+        method = batch[0][0].method
+        try:
+            work = self._methods[method].begin(owner.number, [prepared for _, prepared in batch])
+        except Exception as error:
+            self._fail(owner, batch, error)
+            return
+        self.sizes[len(batch)] += 1
+        owner.send(_Flight(owner, batch, work, self._monotonic_s()))
+
+    def _take(self, owner: _Owner) -> list[tuple[Waiting, Any]]:
+        unix_s = self._unix_s()
+        queue = owner.queue
+        batch: list[tuple[Waiting, Any]] = []
+        late: list[tuple[Waiting, Outcome]] = []
+        others: list[tuple[Waiting, Any]] = []
+        while queue and len(batch) < limits.BATCH_MAX:
+            call, _ = pair = queue.popleft()
+            if call.deadline_s <= unix_s:
+                late.append((call, TooLate()))
+            elif not batch or (
+                call.method == batch[0][0].method and not call.alone and not batch[0][0].alone
+            ):
+                batch.append(pair)
+            else:
+                others.append(pair)
+        queue.extendleft(reversed(others))
         self.expired += len(late)
-        if alive:
-            took_s = self._monotonic_s() - began_s
-            known_s = self._batch_s[owner]
-            self._batch_s[owner] = known_s + _BATCH_WEIGHT * (took_s - known_s) if known_s else took_s
+        self._hand_back(late)
+        return batch
+
+    def _landed(self, flight: _Flight) -> None:
+        """On an owner's thread: a batch has come back."""
+        self._back.append(flight)
+        self._wake(flight.batch[0][0])
+
+    def _fail(self, owner: _Owner, batch: Sequence[tuple[Waiting, Any]], error: Exception) -> None:
+        """A batch could not be decided: an error of ours is everybody's; after a defect each is decided alone.
+
+        That is safe: a change that has happened answers to its request id.
+        """
+        if isinstance(error, PickgateError) or len(batch) == 1:
+            self._hand_back([(call, error) for call, _ in batch])
+            return
+        _log.error("deciding %d calls failed; deciding each alone", len(batch), exc_info=error)
+        for call, _ in batch:
+            call.alone = True
+        owner.queue.extendleft(reversed(batch))
 
     def _hand_back(self, done: Sequence[tuple[Waiting, Outcome]]) -> None:
-        fresh = [pair for pair in done if not pair[0].answered]
-        for call, _ in fresh:
-            call.answered = True
-        with self._lock:
-            self.waiting -= len(fresh)
-        if fresh:
-            self._answer(fresh)
+        if done:
+            self.waiting -= len(done)
+            self._answer(done)
+
+
+_CROWDED: Final = Exhausted(
+    "more calls wait than can be answered before this one's deadline: try again later"
+)
 
 
 def _by_method(calls: Sequence[Waiting]) -> list[tuple[int, list[Waiting]]]:
@@ -272,25 +371,3 @@ def _by_method(calls: Sequence[Waiting]) -> list[tuple[int, list[Waiting]]]:
     for call in calls:
         groups.setdefault(call.method, []).append(call)
     return list(groups.items())
-
-
-def _each(ask: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any], defect: str) -> Sequence[Any]:
-    """The results of a batch, one for each item whatever happens.
-
-    A defect that one item brings up must not be everybody's: then each is asked for alone, which is safe, since a change that
-    has happened already answers to its request id.
-    """
-    if not items:
-        return []
-    try:
-        results = ask(items)
-        if len(results) != len(items):
-            raise AssertionError(f"{len(results)} results for {len(items)} items")
-        return results
-    except PickgateError as error:
-        return [error] * len(items)
-    except Exception as error:
-        if len(items) == 1:
-            return [error]
-        _log.exception("%s; asking for each of %d alone", defect, len(items))
-    return [_each(ask, [item], defect)[0] for item in items]

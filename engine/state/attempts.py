@@ -83,7 +83,7 @@ class Batch(NamedTuple):
 
     packed: Packed
     members: Sequence[Sequence[int]]
-    count: int
+    size: int
 
 
 def pack(connection: Connection, attempts: Sequence[Attempt]) -> Batch:
@@ -104,7 +104,7 @@ def pack(connection: Connection, attempts: Sequence[Attempt]) -> Batch:
 
 def unpack(batch: Batch, outcomes: Sequence[Any | PickgateError]) -> list[Facts | PickgateError]:
     """What the store answered to each attempt, in order. outcomes: of Connection.exchange."""
-    found: list[Any] = [None] * batch.count
+    found: list[Any] = [None] * batch.size
     for chunk, replies in zip(batch.members, outcomes, strict=True):
         if isinstance(replies, PickgateError):
             for n in chunk:

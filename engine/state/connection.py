@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
+import hiredis
 import redis
-from hiredis import pack_command
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     ConnectionError as RedisConnectionError,
@@ -41,6 +41,10 @@ VERSION_MIN: Final = (7, 0)
 VERSION_WAITAOF: Final = (7, 2)
 CONNECTIONS_MAX: Final = 64
 """Connections of one process. A caller that finds none free waits, bounded by STORE_TIMEOUT_S."""
+
+
+_command: Final[Callable[[tuple[bytes | str | int, ...]], bytes]] = hiredis.pack_command  # type: ignore[assignment]
+"""Writes one command as the store reads it. The published type takes tuples of one part only."""
 
 
 class Durability(Enum):
@@ -291,14 +295,14 @@ class Connection:
         """
         head = (self.now_ms(), int(self.clock_compared))
         commands = [
-            pack_command(("EVALSHA", call.script.sha, len(call.keys), *call.keys, *head, *call.args))
+            _command(("EVALSHA", call.script.sha, len(call.keys), *call.keys, *head, *call.args))
             for call in calls
         ]
         if self.durability is Durability.REPLICATED:
             # WAIT first: what a replica acknowledges in answer to a first question is what it had synced before it read
             # the batch, and its next acknowledgement comes by itself a second later. By the second question it has synced.
-            commands.append(pack_command(("WAIT", self.replicas, limits.REPLICATION_TIMEOUT_MS)))
-            commands.append(pack_command(("WAITAOF", 1, self.replicas, limits.REPLICATION_TIMEOUT_MS)))
+            commands.append(_command(("WAIT", self.replicas, limits.REPLICATION_TIMEOUT_MS)))
+            commands.append(_command(("WAITAOF", 1, self.replicas, limits.REPLICATION_TIMEOUT_MS)))
         return Packed([call.script for call in calls], commands)
 
     def exchange(self, packed: Packed) -> list[Any | PickgateError]:
