@@ -129,9 +129,10 @@ class Server:
         self._server.start()
         if self._lane is not None:
             self._lane.start()
-        _log.info(
-            "%s", "the hot lane serves" if self._lane is not None else "ordinary handlers serve all methods"
-        )
+        if self._lane is None:
+            _log.info("ordinary handlers serve all methods")
+        else:
+            _log.info("the hot lane serves %s", ", ".join(self._lane.names))
         self._watcher.start()
         self._sweeper.start()
         return self
