@@ -21,7 +21,7 @@ SAMPLES_MAX: Final = 5
 # --- peak and steps ----------------------------------------------------------------------------------------------
 PROBE_CODES: Final = 400
 """For a first idea of the rate, from which the number of codes is reckoned."""
-WINDOWS: Final = (4, 8, 16, 32)
+WINDOWS: Final = (8, 16, 32, 64)
 """Calls outstanding on each connection when the peak is looked for."""
 PEAK_ROUND_S: Final = 3.0
 PEAK_ROUNDS: Final = 3

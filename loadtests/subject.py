@@ -87,7 +87,7 @@ class Subject:
     def probe_per_s(self) -> float:
         """A first idea of what the stack can do."""
         self.stock_up(bounds.PROBE_CODES)
-        return max(1.0, self.closed(bounds.WINDOWS[1], seconds=None).goodput_per_s)
+        return max(1.0, self.closed(bounds.WINDOWS[0], seconds=None).goodput_per_s)
 
     def closed(self, window: int, seconds: float | None) -> Run:
         """A closed loop with `window` calls outstanding on each connection, over the codes there are."""
