@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ _STACKS: Final[dict[str, list[type[stacks.Stack]]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; gives the exit status."""
     asked = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _end)
     console = Console(width=None if sys.stdout.isatty() else 170)
     try:
         with _folder(asked.folder) as folder:
@@ -53,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"loadtests: {error}", file=sys.stderr)
         return 2
     return status
+
+
+def _end(number: int, frame: object) -> None:
+    """Leave in order: the services and stores that were started must end too."""
+    raise SystemExit(128 + number)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ SAMPLES_MAX: Final = 5
 # --- peak and steps ----------------------------------------------------------------------------------------------
 PROBE_CODES: Final = 400
 """For a first idea of the rate, from which the number of codes is reckoned."""
-WINDOWS: Final = (4, 8, 16, 32)
+WINDOWS: Final = (8, 16, 32, 64)
 """Calls outstanding on each connection when the peak is looked for."""
 PEAK_ROUND_S: Final = 3.0
 PEAK_ROUNDS: Final = 3
@@ -51,8 +51,9 @@ GOAL_P50_MS: Final = 3.0
 
 # --- overload -----------------------------------------------------------------------------------------------------
 OVERLOAD_TIMES: Final = 3.0
-OVERLOAD_CONNECTIONS: Final = 64
-"""More callers come with more connections; each has its own bound of calls at the server."""
+OVERLOAD_CONNECTIONS: Final = 256
+"""More callers come with more connections. Each takes 100 calls at a time at most; were they fewer, calls would queue here, and
+what is shed and how soon all is well again would be the generator's doing."""
 OVERLOAD_BEFORE_S: Final = 4.0
 OVERLOAD_AFTER_S: Final = 6.0
 OVERLOAD_BESIDE: Final = 0.5

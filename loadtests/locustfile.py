@@ -322,7 +322,7 @@ def judge(environment: Any, **_: Any) -> None:
     unexpected = sum(
         error.occurrences
         for error in environment.stats.errors.values()
-        if UnexpectedVerdict.__name__ in str(error.error)
+        if UnexpectedVerdict.__name__ in repr(error.error)
     )
     if unexpected:
         faults.append(f"{unexpected} answers had an unexpected verdict")

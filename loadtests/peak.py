@@ -83,8 +83,8 @@ def find_peaks(
 
 
 def _round(subject: Subject, peak: Peak, window: int, seconds: float, rate_per_s: float) -> float:
-    # Twice the margin: the rate at this window is not known yet.
-    subject.stock_up(rate_per_s * seconds * 2 * bounds.CODES_MARGIN)
+    # The rate at this window is not known yet. With too few codes the round is shorter, and says the same.
+    subject.stock_up(rate_per_s * seconds * bounds.CODES_MARGIN)
     run = subject.closed(window, seconds)
     peak.by_window[window] = run.goodput_per_s
     return run.goodput_per_s

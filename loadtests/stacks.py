@@ -28,6 +28,8 @@ from loadtests.comparison import store as comparison_store
 ROOT: Final = Path(__file__).resolve().parents[1]
 START_S_MAX: Final = 60.0
 STOP_S_MAX: Final = 60.0
+STATISTICS_S_MAX: Final = 30.0
+"""How long a line that is due each second may take, on a machine that does other things."""
 LOG_TAIL_CHARS: Final = 2_000
 _OURS_PREFIX: Final = "PICKGATE_"
 
@@ -64,6 +66,7 @@ class Stack:
         folder.mkdir(parents=True, exist_ok=True)
         self.data_dir: Final = folder / "data"
         self.log_path: Final = folder / "server.log"
+        self.statistics_path: Final = folder / "statistics.jsonl"
         self._socket_dir = None if tcp else Path(tempfile.mkdtemp(prefix="pg-"))
         self._process: subprocess.Popen[str] | None = None
         self.address = ""
@@ -170,6 +173,26 @@ class Stack:
             raise StackFailed(f"{self.name} is gone ({error}); its log ends:\n{self.log_tail()}") from None
         return Usage(time.monotonic(), rss, descriptors, cpu, store_rss, store_cpu)
 
+    def statistics(self) -> dict[str, Any]:
+        """What the service says of itself from now: the next line of its statistics file; empty if it writes none.
+
+        It writes one each second, with figures that count from its start. Raises StackFailed if it has ceased to.
+        """
+        if not self.statistics_path.exists():
+            return {}
+        before = self.statistics_path.stat().st_size
+        give_up_s = time.monotonic() + STATISTICS_S_MAX
+        while True:
+            with self.statistics_path.open("rb") as file:
+                file.seek(before)
+                line, end, _ = file.read().partition(b"\n")
+            if end:
+                found: dict[str, Any] = json.loads(line)
+                return found
+            if time.monotonic() > give_up_s:
+                raise StackFailed(f"{self.name} writes no statistics; its log ends:\n{self.log_tail()}")
+            time.sleep(0.02)
+
     def log_tail(self) -> str:
         """The end of its log."""
         return self.log_path.read_text(errors="replace")[-LOG_TAIL_CHARS:].strip() or "(nothing)"
@@ -183,6 +206,7 @@ class Ours(Stack):
     def command(self, listen: str) -> list[str]:
         """See Stack."""
         words = ["--data-dir", str(self.data_dir), "--durability", "fsync", "--listen", listen]
+        words += ["--stats-file", str(self.statistics_path)]
         return [sys.executable, "-m", "server.cli", "--json", "serve", *words]
 
     def environment(self) -> dict[str, str]:

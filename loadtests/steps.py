@@ -106,6 +106,8 @@ def at_rate(steps: Sequence[Step], name: str, rate_per_s: float) -> Step | None:
 
 
 def _step(subject: Subject, percent: float, rate_per_s: float, seconds: float) -> Step:
+    # First: making codes takes batches too.
+    subject.stock_up(rate_per_s * seconds * bounds.CODES_MARGIN)
     before = subject.batches()
     run = subject.open(rate_per_s, seconds)
     return Step(subject.name, percent, run, subject.batches() - before)

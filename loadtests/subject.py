@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from array import array
@@ -18,8 +17,6 @@ from loadtests.stacks import Stack, Usage
 from loadtests.supply import Supply, read_redeem
 from loadtests.wire.connection import Request
 from loadtests.wire.pool import Pool
-
-BATCHES_MARK: Final = '{"batches":'
 
 
 class Subject:
@@ -90,7 +87,7 @@ class Subject:
     def probe_per_s(self) -> float:
         """A first idea of what the stack can do."""
         self.stock_up(bounds.PROBE_CODES)
-        return max(1.0, self.closed(bounds.WINDOWS[1], seconds=None).goodput_per_s)
+        return max(1.0, self.closed(bounds.WINDOWS[0], seconds=None).goodput_per_s)
 
     def closed(self, window: int, seconds: float | None) -> Run:
         """A closed loop with `window` calls outstanding on each connection, over the codes there are."""
@@ -127,19 +124,9 @@ class Subject:
         return self.stack.audit(self.acknowledged, self.issued)
 
     def batches(self) -> Counter[int]:
-        """How many batches of each size the server has decided so far; empty if it does not say.
-
-        A server says so in its log, by lines `{"batches": {"<size>": <count>, ...}}` that count from its start; the last one
-        counts.
-        """
-        last = ""
-        with self.stack.log_path.open(errors="replace") as log:
-            for line in log:
-                start = line.find(BATCHES_MARK)
-                last = line[start:] if start >= 0 else last
-        if not last:
-            return Counter()
-        return Counter({int(size): int(count) for size, count in json.loads(last)["batches"].items()})
+        """How many batches of each size the server has decided so far; empty if it does not say."""
+        batches = self.stack.statistics().get("batches", {})
+        return Counter({int(size): int(count) for size, count in batches.items()})
 
 
 class Watcher:

@@ -71,6 +71,16 @@ BULKS_MAX: Final = 32
 """Calls with a large request (bulk issue) in work or waiting: 32 x 4 MiB of requests in memory at most."""
 WATCH_THREADS_SPARE: Final = 4
 """Threads of watches beyond the most that can watch: for telling the others that they are too many."""
+WORKERS_MAX: Final = 32
+WORKER_START_S_MAX: Final = 60.0
+"""How long the first workers may take until they serve; a second or two on a quiet machine."""
+WORKER_WAIT_S_MIN: Final = 0.1
+WORKER_WAIT_S_MAX: Final = 5.0
+"""A worker that ends is started again after the first of these, doubled each time up to the second."""
+WORKER_STEADY_S: Final = 10.0
+"""Once a worker has lived this long, its next end counts as its first."""
+WORKER_END_S_MAX: Final = 10.0
+"""How long beyond its grace a worker may take to end: the store's timeout, its pools, its threads."""
 GRACE_S_DEFAULT: Final = 10.0
 """How long a stop waits for calls in flight; the longest legitimate one is bounded by the store's timeout of 3 s."""
 GRACE_S_MAX: Final = 600.0

@@ -166,6 +166,11 @@ class Lane:
         """Of those, refused because too many wait."""
 
     @property
+    def names(self) -> list[str]:
+        """The methods it serves, without their services."""
+        return [ask.path.rpartition("/")[2] for ask in self._asks]
+
+    @property
     def open_calls(self) -> int:
         """Calls taken up and not ended."""
         return self.calls - self.over

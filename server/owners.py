@@ -35,7 +35,7 @@ class Waiting:
 
     method: which of the methods, by its number.
     message: its request on the wire.
-    deadline_s: when its caller will have gone, unix seconds; inf if it waits for ever.
+    deadline_s: when its caller will have gone, unix seconds; beyond all time for one that waits for ever.
     came_s: when it came, by the owners' monotonic clock.
     alone: kept by the owners, False at first: a defect was met in its company, so it is decided in none.
     """

@@ -32,8 +32,6 @@ from server.turns import Turns
 _log = logging.getLogger(__name__)
 
 _OPTIONS: Final = (
-    # One listener per port: a second server on it is a mistake to be told, not a second half of the traffic.
-    ("grpc.so_reuseport", 0),
     # Above the largest request of any method; `services` bounds each method by itself and answers past it with a reason.
     ("grpc.max_receive_message_length", limits.BULK_MESSAGE_BYTES_MAX + limits.MESSAGE_BYTES_MAX),
     # Answers are bounded by what was asked: at most BULK_MAX outcomes, or the figures of one store.
@@ -65,6 +63,8 @@ class Server:
         request_wait_s: how long a call may wait for its request, see server.arrivals.
         lane: whether the hot lane serves its methods (server.hotlane) if it works here (server.lane_check), or the ordinary
             handlers all of them.
+        shares_ports: other processes listen on the same ports, and whoever reserved them has made sure that all are ours.
+        sweeps: whether this process sweeps what expires; of several, one.
     """
 
     def __init__(
@@ -78,6 +78,8 @@ class Server:
         queue_calls_max: int = bounds.QUEUE_CALLS_MAX,
         request_wait_s: float = bounds.REQUEST_WAIT_S,
         lane: bool = True,
+        shares_ports: bool = False,
+        sweeps: bool = True,
     ) -> None:
         self._listen = tuple(listen)
         self._look = look
@@ -94,12 +96,14 @@ class Server:
             WATCHERS_MAX + bounds.WATCH_THREADS_SPARE, thread_name_prefix="pickgate-watch"
         )
         self._sweeper = Sweeper(deployment)
+        self._sweeps = sweeps
         self._names = ("", *(service.full_name for service in services.SERVICES))
+        # Not shared: a second server on the port is a mistake to be told, not a second half of the traffic.
         self._server = grpc.server(
             self._pool,
             handlers=services.handlers(deployment, self._watches, self._watch_pool, Turns(threads)),
             interceptors=[self._arrivals],
-            options=_OPTIONS,
+            options=(*_OPTIONS, ("grpc.so_reuseport", int(shares_ports))),
             maximum_concurrent_rpcs=calls_max,
         )
         found = lane_check.find() if lane else None
@@ -129,11 +133,13 @@ class Server:
         self._server.start()
         if self._lane is not None:
             self._lane.start()
-        _log.info(
-            "%s", "the hot lane serves" if self._lane is not None else "ordinary handlers serve all methods"
-        )
+        if self._lane is None:
+            _log.info("ordinary handlers serve all methods")
+        else:
+            _log.info("the hot lane serves %s", ", ".join(self._lane.names))
         self._watcher.start()
-        self._sweeper.start()
+        if self._sweeps:
+            self._sweeper.start()
         return self
 
     def stop(self, grace_s: float = bounds.GRACE_S_DEFAULT) -> None:

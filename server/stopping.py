@@ -7,6 +7,7 @@ the signal met, writes to a descriptor (signal.set_wakeup_fd), and that is what 
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 from types import FrameType, TracebackType
@@ -47,6 +48,17 @@ class StopSignal:
         while not self._came:
             # Returns for any signal that has a handler; which one it was, the handler knows.
             self._reader.recv(64)
+
+    def came(self) -> bool:
+        """Whether the process was asked to stop; never waits."""
+        if not self._came:
+            with contextlib.suppress(BlockingIOError):
+                self._reader.recv(64, socket.MSG_DONTWAIT)
+        return self._came
+
+    def fileno(self) -> int:
+        """A descriptor that can be read when `came` may have changed; for waiting on it beside others."""
+        return self._reader.fileno()
 
     def _come(self, number: int, frame: FrameType | None) -> None:
         self._came = True

@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -22,6 +23,7 @@ from server.output import LogFormatter, OutputFailed, json_text, visible
 from server.serve import Server
 from server.statistics import StatisticsFile
 from server.stopping import StopSignal
+from server.workers import Supervisor, orders_of, reserved
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ _passphrase_file = click.option(
 @_partitions
 @_passphrase_file
 @click.option("--threads", type=parameters.WHOLE_32, help="Calls worked on at the same time.")
+@click.option("--workers", type=parameters.WHOLE_32, help="Processes that share the ports. Default: 1.")
 @click.option(
     "--lane",
     type=click.Choice(["auto", "off"]),
@@ -75,6 +78,7 @@ def serve(
     partitions: int | None,
     passphrase_file: Path | None,
     threads: int | None,
+    workers: int | None,
     lane: str | None,
     grace_s: float | None,
     log_level: str | None,
@@ -93,6 +97,7 @@ def serve(
         partitions=partitions,
         passphrase_file=passphrase_file,
         threads=threads,
+        workers=workers,
         lane=lane,
         grace_s=grace_s,
         log_level=log_level,
@@ -116,6 +121,9 @@ def serve(
                     made,
                     PASSPHRASE_BESIDE_DATA,
                 )
+        if settings.workers > 1:
+            _supervise(console, settings, url, stop, stats_file)
+            return
         with opening.open_deployment(url, settings, os.environ, ask=ask_passphrase) as deployment:
             _run(console, settings, deployment, stop, stats_file)
 
@@ -131,12 +139,35 @@ def _run(
         lane=settings.lane == "auto",
     ).start()
     try:
-        _announce(console, settings, server)
+        _announce(console, settings, server.addresses)
         with StatisticsFile(stats_file, server.statistics) if stats_file else contextlib.nullcontext():
             stop.wait()
         _log.info("stopping: calls in flight have %g s", settings.grace_s)
     finally:
         server.stop(settings.grace_s)
+    _log.info("stopped")
+
+
+def _supervise(
+    console: Console, settings: Settings, url: str, stop: StopSignal, stats_file: Path | None
+) -> None:
+    typed = ""
+
+    def ask() -> str:
+        nonlocal typed
+        typed = ask_passphrase()
+        return typed
+
+    # Opened here first: what is wrong with the store or the settings is told once, as with one process.
+    opening.open_deployment(url, settings, os.environ, ask=ask).close()
+    with reserved(settings.listen) as listen:
+        orders = orders_of(
+            settings, url, listen, os.environ, passphrase=typed, stats_file=str(stats_file or "")
+        )
+        with Supervisor(settings.workers, orders, grace_s=settings.grace_s, stop=stop) as supervisor:
+            _announce(console, settings, [one.address for one in listen])
+            supervisor.run()
+            _log.info("stopping: calls in flight have %g s", settings.grace_s)
     _log.info("stopped")
 
 
@@ -152,18 +183,18 @@ def _raise_open_files() -> None:
     _log.debug("open files: %d, were %d", resource.getrlimit(resource.RLIMIT_NOFILE)[0], soft)
 
 
-def _announce(console: Console, settings: Settings, server: Server) -> None:
+def _announce(console: Console, settings: Settings, addresses: Sequence[str]) -> None:
     where = str(settings.data_dir) if settings.embedded else redacted(settings.store_url)
     if console.json:
         # One line: who waits for it reads a line, not a document.
-        said = json_text({"serving": server.addresses, "store": where})
+        said = json_text({"serving": addresses, "store": where})
     else:
-        said = visible(f"serving on {', '.join(server.addresses)} (store: {where}); Ctrl-C stops")
+        said = visible(f"serving on {', '.join(addresses)} (store: {where}); Ctrl-C stops")
     try:
         click.echo(said)
     except OutputFailed as error:
         # Whom it should tell is gone; the callers are not.
-        _log.warning("serving on %s; nobody could be told: %s", ", ".join(server.addresses), error)
+        _log.warning("serving on %s; nobody could be told: %s", ", ".join(addresses), error)
 
 
 @click.command("init")

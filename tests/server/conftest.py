@@ -65,6 +65,8 @@ class House:
     server: Server
     client: Client
     _orders: Iterator[int]
+    handlers: str = ""
+    """Address of a second server over the same deployment, whose ordinary handlers serve all methods; "" without one."""
 
     @property
     def tcp(self) -> str:
@@ -222,7 +224,12 @@ def build(
 def house(tmp_path_factory: pytest.TempPathFactory, socket_dir: Path) -> Iterator[House]:
     """The house that the tests of a worker share: never stop it, and make orders of your own."""
     with ExitStack() as stack:
-        yield build(stack, tmp_path_factory.mktemp("house") / "data", socket_dir)
+        built = build(stack, tmp_path_factory.mktemp("house") / "data", socket_dir)
+        handlers = Server(
+            built.deployment, [parse_listen("127.0.0.1:0")], threads=8, look=built.deployment.look, lane=False
+        )
+        (built.handlers,) = stack.enter_context(handlers).addresses
+        yield built
 
 
 @pytest.fixture
@@ -237,10 +244,10 @@ def make_house(tmp_path: Path, socket_dir: Path) -> Iterator[HouseFactory]:
         yield make
 
 
-@pytest.fixture(params=["unix", "tcp"])
+@pytest.fixture(params=["lane", "handlers"])
 def client(request: pytest.FixtureRequest, house: House) -> Iterator[Client]:
-    """A client on each kind of address."""
-    with Client(house.unix if request.param == "unix" else house.tcp) as made:
+    """A client of each lane, the one through a unix socket and the other through TCP."""
+    with Client(house.unix if request.param == "lane" else house.handlers) as made:
         yield made
 
 
