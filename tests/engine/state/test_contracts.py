@@ -294,13 +294,13 @@ def test_both_sides_mean_the_same_bytes(name: str, shop: Shop) -> None:
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """Every script call that goes out, recorded on its way."""
     calls: list[Call] = []
-    run = Connection.run
+    pack = Connection.pack
 
     def recording(connection: Connection, batch: Any) -> Any:
         calls.extend(batch)
-        return run(connection, batch)
+        return pack(connection, batch)
 
-    monkeypatch.setattr(Connection, "run", recording)
+    monkeypatch.setattr(Connection, "pack", recording)
     return calls
 
 
