@@ -89,6 +89,27 @@ class _Ask:
         self.path = path
 
 
+class _Turn:
+    """Either calls are drained or calls are answered, in turn, first come first served.
+
+    Both let go of the interpreter's lock at each call into gRPC. Done by two threads at once, every such call would hand the
+    interpreter to the other thread and wait to get it back: that cost a sixth of the processor's time and a fifth of the rate.
+    Nobody waits for anything but gRPC's own work while it has the turn.
+    """
+
+    def __init__(self) -> None:
+        self._next = threading.Lock()
+        self._now = threading.Lock()
+
+    def __enter__(self) -> None:
+        # Who waits holds the first lock, so whoever had the turn last can't take it again before.
+        with self._next:
+            self._now.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._now.release()
+
+
 class _Status(NamedTuple):
     """An error as gRPC's operations want it."""
 
@@ -145,6 +166,7 @@ class Lane:
             self._server.register_method(ask.path)
         self._queue = cygrpc.CompletionQueue()
         self._server.register_completion_queue(self._queue)
+        self._turn = _Turn()
         # Calls whose request is still to come, the oldest first.
         self._silent: dict[int, Arrival] = {}
         self._read: list[Arrival] = []
@@ -226,9 +248,15 @@ class Lane:
 
         False when the queue has been shut down, and nothing will come any more.
         """
-        poll = self._queue.poll
-        event = poll(self._unix_s() + bounds.REQUEST_LOOK_S)
-        now_s = self._monotonic_s()
+        event = self._queue.poll(self._unix_s() + bounds.REQUEST_LOOK_S)
+        with self._turn:
+            going_on = self._take(event)
+        self._hand_on()
+        return going_on
+
+    def _take(self, event: Any) -> bool:
+        """Take an event and those that are there behind it, so many at most that answers have their turn too."""
+        poll, now_s, left = self._queue.poll, self._monotonic_s(), bounds.DRAIN_EVENTS_MAX
         while event.tag is not None:
             tag = event.tag
             if type(tag) is _Ask:
@@ -241,9 +269,10 @@ class Lane:
             del event, tag
             if len(self._read) >= limits.BATCH_MAX:
                 self._hand_on()
-                now_s = self._monotonic_s()
+            left -= 1
+            if not left:
+                return True
             event = poll(0)
-        self._hand_on()
         return bool(event.completion_type != cygrpc.CompletionType.queue_shutdown)
 
     def _hand_on(self) -> None:
@@ -270,7 +299,7 @@ class Lane:
             return
         refusal = None if self._admit is None else self._admit(call)
         if refusal is not None:
-            self._answer([(call, refusal)])
+            self._answer_now([(call, refusal)])
             return
         if len(self._silent) >= bounds.SILENT_CALLS_MAX:
             self._cancel(next(iter(self._silent)))
@@ -291,7 +320,7 @@ class Lane:
         try:
             translate.check_length(message, limits.MESSAGE_BYTES_MAX)
         except Exception as error:
-            self._answer([(call, error)])
+            self._answer_now([(call, error)])
             return
         call.message = message
         self._read.append(call)
@@ -318,7 +347,11 @@ class Lane:
 
     # --- answering --------------------------------------------------------------------------------------------
     def _answer(self, done: Answered) -> None:
-        """Answer calls, from any thread."""
+        """Answer calls, from any thread that does not have the turn."""
+        with self._turn:
+            self._answer_now(done)
+
+    def _answer_now(self, done: Answered) -> None:
         told: dict[int, _Status] = {}
         for call, outcome in done:
             assert isinstance(call, Arrival)
