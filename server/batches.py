@@ -75,4 +75,6 @@ class _Decision:
         self._outcomes = self._method.decide(self._owner, self._batch)
 
     def outcomes(self) -> Iterator[Outcome]:
+        if len(self._outcomes) != len(self._batch):
+            raise AssertionError(f"{len(self._outcomes)} outcomes for {len(self._batch)} calls")
         return iter(self._outcomes)

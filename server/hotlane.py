@@ -156,6 +156,8 @@ class Lane:
         self._crowded = _status(
             Exhausted(f"{queue_calls_max} calls wait for an answer already: try again later")
         )
+        self._stopping = False
+        self._settled = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pickgate-lane", daemon=True)
         # Statistics, by the draining thread alone.
         self.calls = 0
@@ -207,7 +209,9 @@ class Lane:
         """End, when the server has stopped. Stopping twice changes nothing."""
         if not self._thread.is_alive():
             return
-        # What is still in flight is for nobody; the store's timeout bounds it.
+        # What still waits is decided, though its callers may have been cut off: they will ask again, with the same ids.
+        self._stopping = True
+        self._settled.wait(2 * limits.STORE_TIMEOUT_S)
         self._owners.stop()
         self._queue.shutdown()
         self._thread.join()
@@ -255,6 +259,8 @@ class Lane:
         self._hand_on()
         owners.turn()
         owners.answer(bounds.ANSWERED_AT_ONCE)
+        if self._stopping and owners.idle:
+            self._settled.set()
         return taken == bounds.DRAINED_AT_ONCE or bool(
             event.completion_type != cygrpc.CompletionType.queue_shutdown
         )

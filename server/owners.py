@@ -169,7 +169,14 @@ class Owners:
         """Take calls over, each with all its attributes set: they are sorted, and those whose owner is free go out."""
         self.waiting += len(calls)
         for start in range(0, len(calls), limits.BATCH_MAX):
-            self._distribute(self._sort(calls[start : start + limits.BATCH_MAX]))
+            chunk = calls[start : start + limits.BATCH_MAX]
+            try:
+                results = self._sort(chunk)
+            except Exception as error:
+                # A defect of this file, and yet these calls have an answer.
+                _log.exception("sorting calls failed")
+                results = [(call, error) for call in chunk]
+            self._distribute(results)
             self._send_all()
 
     @property

@@ -6,6 +6,7 @@ It listens on loopback and unix sockets only (`server.config.parse_listen` says 
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -227,6 +228,15 @@ class Server:
     def _watch(self) -> None:
         while not self._stopping.wait(bounds.HEALTH_LOOK_S):
             self._tell_health(self._trouble())
+
+
+def freeze_heap() -> None:
+    """Leave what is there when the server has started out of garbage collection, for good.
+
+    A full collection walks every object there is: with those of the modules that took 44 ms, in which no call was answered.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _answers(path: str) -> bool:

@@ -20,7 +20,7 @@ from engine.errors import PickgateError
 from server import opening
 from server.config import Settings
 from server.output import LogFormatter
-from server.serve import Server
+from server.serve import Server, freeze_heap
 from server.statistics import StatisticsFile
 from server.stopping import StopSignal
 
@@ -51,6 +51,7 @@ def main() -> int:
                 )
                 try:
                     server.start()
+                    freeze_heap()
                     _say({"serving": server.addresses})
                     with _statistics(orders, server):
                         stop.wait()

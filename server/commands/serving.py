@@ -20,7 +20,7 @@ from server.commands import parameters
 from server.config import PASSPHRASE_BESIDE_DATA, Settings
 from server.console import Console, ask_passphrase, command
 from server.output import LogFormatter, OutputFailed, json_text, visible
-from server.serve import Server
+from server.serve import Server, freeze_heap
 from server.statistics import StatisticsFile
 from server.stopping import StopSignal
 from server.workers import Supervisor, orders_of, reserved
@@ -139,6 +139,7 @@ def _run(
         lane=settings.lane == "auto",
     ).start()
     try:
+        freeze_heap()
         _announce(console, settings, server.addresses)
         with StatisticsFile(stats_file, server.statistics) if stats_file else contextlib.nullcontext():
             stop.wait()

@@ -24,7 +24,7 @@ from grpc_status import rpc_status
 from engine import limits
 from engine.errors import Exhausted, InvalidInput
 from server import bounds, hotlane, lane_check
-from server.batches import Outcome, Sorted
+from server.batches import Blocking, Outcome, Sorted
 from server.hotlane import Arrival, Lane
 from server.serve import Server
 from tests.server.conftest import House, wait_until
@@ -35,7 +35,7 @@ UNKNOWN = "/pickgate.test.Lane/Unknown"
 
 
 @dataclass
-class Echo:
+class Echo(Blocking):
     """Answers with the request; refuses b"bad"; while its gate is closed it decides nothing."""
 
     gate: threading.Event = field(default_factory=threading.Event)

@@ -12,7 +12,8 @@ import pytest
 
 from engine import limits
 from engine.errors import Exhausted, PickgateError, StaleControl, Unavailable
-from server.batches import Method, Outcome, Sorted
+from server import bounds
+from server.batches import Blocking, Method, Outcome, Sorted
 from server.owners import Answered, Owners, Waiting
 from server.turns import TooLate
 from tests.server.conftest import wait_until
@@ -28,7 +29,7 @@ class Clock:
         return self.now_s
 
 
-class Gates:
+class Gates(Blocking):
     """A method whose requests say which owner decides them; an owner with a closed gate does not come back."""
 
     def __init__(self, owners: int) -> None:
@@ -67,8 +68,15 @@ class Counter:
         self.monotonic, self.unix = Clock(), Clock()
         self.outcomes: dict[bytes, Outcome] = {}
         self.times = 0
+        self.woken = threading.Event()
         self.owners = Owners(
-            methods, owners, self._take, monotonic_s=self.monotonic, unix_s=self.unix, **options
+            methods,
+            owners,
+            self._take,
+            lambda _: self.woken.set(),
+            monotonic_s=self.monotonic,
+            unix_s=self.unix,
+            **options,
         )
 
     def _take(self, done: Answered) -> None:
@@ -80,12 +88,25 @@ class Counter:
         for message in messages:
             call = Waiting()
             call.method, call.message, call.deadline_s = method, message, deadline_s
-            call.came_s, call.answered = self.monotonic(), False
+            call.came_s, call.alone = self.monotonic(), False
             calls.append(call)
         self.owners.submit(calls)
 
+    def go_on(self) -> None:
+        """As the draining thread does: take up what has come back, and answer."""
+        self.owners.turn()
+        while self.owners.has_answers:
+            self.owners.answer(bounds.ANSWERED_AT_ONCE)
+
+    def wait_until(self, reached: Callable[[], bool], what: str) -> None:
+        def look() -> bool:
+            self.go_on()
+            return reached()
+
+        wait_until(look, what)
+
     def wait_for(self, count: int) -> None:
-        wait_until(lambda: len(self.outcomes) >= count, f"{count} outcomes")
+        self.wait_until(lambda: len(self.outcomes) >= count, f"{count} outcomes")
 
 
 Make = Callable[..., Counter]
@@ -103,8 +124,8 @@ def make() -> Iterator[Make]:
                 for method in methods:
                     for gate in method.gates:
                         gate.set()
+                counter.wait_until(lambda: counter.owners.idle, "everything is answered")
                 counter.owners.stop()
-                assert counter.owners.waiting == 0
 
             stack.callback(stop)
             return counter
@@ -149,7 +170,9 @@ def test_an_owner_that_hangs_stops_only_its_own(make: Make) -> None:
     assert gates.deciding[0].wait(10)
     for n in range(20):
         counter.send(b"0%d" % n, b"1%d" % n)
-    wait_until(lambda: all(b"1%d" % n in counter.outcomes for n in range(20)), "the other owner goes on")
+    counter.wait_until(
+        lambda: all(b"1%d" % n in counter.outcomes for n in range(20)), "the other owner goes on"
+    )
     assert all(data.startswith(b"1") for data in counter.outcomes)
     # Too late for those that wait; what the owner has in hand stays with it.
     counter.monotonic.now_s += limits.STORE_TIMEOUT_S + 0.1
@@ -162,7 +185,7 @@ def test_an_owner_that_hangs_stops_only_its_own(make: Make) -> None:
     gates.gates[0].set()
     counter.wait_for(43)
     assert counter.outcomes[b"0hangs"] == b"0hangs!"
-    wait_until(lambda: counter.outcomes.get(b"0fresh") == b"0fresh!", "it goes on")
+    counter.wait_until(lambda: counter.outcomes.get(b"0fresh") == b"0fresh!", "it goes on")
     assert counter.times == 43
 
 
@@ -213,7 +236,7 @@ def test_an_owner_that_is_free_sheds_nothing(make: Make) -> None:
     counter.send(b"0slow")
     counter.wait_for(1)
     gates.taking_s = 0.0
-    wait_until(lambda: counter.owners.waiting == 0, "all answered")
+    counter.wait_until(lambda: counter.owners.waiting == 0, "all answered")
     counter.send(b"0hasty", deadline_s=counter.unix() + 0.5)
     counter.wait_for(2)
     assert counter.outcomes[b"0hasty"] == b"0hasty!"
@@ -298,32 +321,34 @@ def test_a_defect_of_the_owner_itself_leaves_it_working(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("of its own")
 
-    for step in ("_sort", "_distribute", "_decide"):
-        message = b"0" + step.encode()
-        with monkeypatch.context() as patch:
-            patch.setattr(counter.owners, step, fail)
-            before = len(counter.outcomes)
-            counter.send(message)
-            counter.wait_for(before + 1)
-        assert isinstance(counter.outcomes[message], ZeroDivisionError)
+    with monkeypatch.context() as patch:
+        patch.setattr(counter.owners, "_sort", fail)
+        counter.send(b"0a", b"0b")
+    with monkeypatch.context() as patch:
+        patch.setattr(gates, "begin", fail)
+        counter.send(b"0c", b"0d")
+    assert [type(outcome) for outcome in counter.outcomes.values()] == [ZeroDivisionError] * 4
     counter.send(b"0after")
-    counter.wait_for(4)
+    counter.wait_for(5)
     assert counter.outcomes[b"0after"] == b"0after!"
     assert counter.owners.waiting == 0
     assert "of its own" in caplog.text
 
 
-def test_a_stop_decides_what_waits(make: Make) -> None:
+def test_answers_go_out_a_few_at_a_time_and_the_next_batch_before_them(make: Make) -> None:
     gates = Gates(1)
     counter = make(gates)
     gates.gates[0].clear()
-    counter.send(b"0first")
+    counter.send(*(b"0%d" % n for n in range(100)))
     assert gates.deciding[0].wait(10)
-    counter.send(*(b"0%d" % n for n in range(300)))
-    stopper = threading.Thread(target=counter.owners.stop)
-    stopper.start()
+    counter.send(b"0next")
+    gates.deciding[0].clear()
     gates.gates[0].set()
-    stopper.join(20)
-    assert not stopper.is_alive()
-    assert len(counter.outcomes) == 301
-    assert counter.owners.waiting == 0
+    assert counter.woken.wait(10)
+    counter.owners.turn()
+    assert gates.deciding[0].wait(10)
+    assert counter.outcomes == {}
+    counter.owners.answer(32)
+    assert list(counter.outcomes) == [b"0%d" % n for n in range(32)]
+    counter.wait_for(101)
+    assert counter.times == 101

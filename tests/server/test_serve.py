@@ -16,10 +16,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from engine import stock
+from engine import limits, stock
 from engine.errors import SetupError
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import stock_service_pb2 as stock_pb
+from pickgate.v1 import types_pb2 as types_pb
 from server import services
 from server.client import CallFailed, Client
 from server.config import parse_listen
@@ -163,6 +164,35 @@ def test_a_store_that_is_gone_is_unavailable_and_comes_back(make_house: HouseFac
         wait_until(client.healthy, "health says SERVING again")
         answer = client.call(client.redemption.Redeem, request)
     assert answer.verdict in (redemption_pb.REDEEM_VERDICT_REDEEMED, redemption_pb.REDEEM_VERDICT_STALE_CODE)
+
+
+@pytest.mark.fault
+def test_a_store_that_stalls_is_unavailable_in_time_and_comes_back(make_house: HouseFactory) -> None:
+    house = make_house(durability="fsync")
+    codes = [house.issue(version=types_pb.VERSION_STATIC) for _ in range(20)]
+    requests = [house.redeem_request(code.typed, pin=code.pin) for code in codes]
+    before = house.figures().on_hand
+    with Client(house.tcp, timeout_s=30, tries=1) as client:
+        assert client.healthy()
+        os.kill(house.store.pid, signal.SIGSTOP)
+        try:
+            began_s = time.monotonic()
+            # One batch hangs in the store; who waits behind it is answered by the thread that never waits for an owner.
+            calls = [client.redemption.Redeem.future(request, timeout=30) for request in requests]
+            for call in calls:
+                assert call.code() is grpc.StatusCode.UNAVAILABLE
+            took_s = time.monotonic() - began_s
+            wait_until(lambda: not client.healthy(), "health says NOT_SERVING")
+        finally:
+            os.kill(house.store.pid, signal.SIGCONT)
+        # The batch in hand has the store's timeout, and so has whoever came behind it; on a busy machine a little more.
+        assert took_s < 2 * limits.STORE_TIMEOUT_S + 2
+        wait_until(client.healthy, "health says SERVING again")
+        # What was undecided is asked again with the same request ids, and happens once.
+        for request in requests:
+            answer = client.call(client.redemption.Redeem, request)
+            assert answer.verdict == redemption_pb.REDEEM_VERDICT_REDEEMED
+    assert house.figures().on_hand == before - len(requests)
 
 
 @pytest.mark.fault
