@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -13,7 +13,8 @@ from typing import Final, Self
 
 import grpc
 
-from loadtests.openloop import closed_loop
+from loadtests.openloop import Reader, closed_loop
+from loadtests.runs import Run
 from loadtests.wire import connection
 from loadtests.wire.connection import Request
 from loadtests.wire.pool import Pool
@@ -43,6 +44,12 @@ ISSUE_BATCH: Final = 1_000
 """Codes of one bulk issue: some 150 KB, and not so many that the store stalls for long."""
 RENDER_WINDOW: Final = 16
 CALL_TIMEOUT_S: Final = 60.0
+TRIES: Final = 3
+_UNDECIDED: Final = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+)
 
 SUPPLY_CONNECTIONS: Final = 4
 REDEEM: Final = "/pickgate.v1.RedemptionService/Redeem"
@@ -160,10 +167,25 @@ class Supply:
             verdict = stock_pb.ReceiveStockResponse.FromString(message).outcome.verdict
             return stock_pb.StockVerdict.Name(verdict), verdict == stock_pb.STOCK_VERDICT_RECEIVED
 
-        with Pool(self.target, SUPPLY_CONNECTIONS) as pool:
-            run = closed_loop(pool, requests, RENDER_WINDOW, read)
-        if run.good != len(requests):
+        run, missing = self._ask_all(requests, read)
+        if missing:
             raise SupplyFailed(f"stock was not received: {run.told()}")
+
+    def _ask_all(self, requests: Sequence[Request], read: Reader) -> tuple[Run, int]:
+        """Send them all; gives the last run, and how many had not the answer that was wanted.
+
+        What was not decided is asked again, with the same request id: the contract says that this is safe.
+        """
+        deck = deque(range(len(requests)))
+        answered: set[int] = set()
+        with Pool(self.target, SUPPLY_CONNECTIONS) as pool:
+            for _ in range(TRIES):
+                run = closed_loop(pool, requests, RENDER_WINDOW, read, deck=deck)
+                answered.update(run.acknowledged)
+                deck = deque(n for n in range(len(requests)) if n not in answered)
+                if not deck:
+                    break
+        return run, len(deck)
 
     # --- codes ---------------------------------------------------------------------------------------------------------
     def codes(self, count: int) -> Codes:
@@ -207,12 +229,14 @@ class Supply:
         )
 
     def _issue(self, requests: Sequence[code_pb.IssueRequest]) -> Iterator[str]:
-        try:
-            answer = self._codes.IssueBatch(
-                code_pb.IssueBatchRequest(requests=requests), timeout=CALL_TIMEOUT_S
-            )
-        except grpc.RpcError as error:
-            raise SupplyFailed(f"codes were not issued: {_told(error)}") from None
+        asked = code_pb.IssueBatchRequest(requests=requests)
+        for tries in range(1, TRIES + 1):
+            try:
+                answer = self._codes.IssueBatch(asked, timeout=CALL_TIMEOUT_S)
+                break
+            except grpc.RpcError as error:
+                if tries == TRIES or error.code() not in _UNDECIDED:
+                    raise SupplyFailed(f"codes were not issued: {_told(error)}") from None
         for outcome in answer.outcomes:
             if outcome.response.verdict != code_pb.ISSUE_VERDICT_ISSUED:
                 raise SupplyFailed(f"a code was not issued: {outcome}")
@@ -235,8 +259,7 @@ class Supply:
                 texts[by_uid[bytes.fromhex(response.code.uid)]] = response.payloads[0].text
             return code_pb.RenderVerdict.Name(response.verdict), bool(response.payloads)
 
-        with Pool(self.target, SUPPLY_CONNECTIONS) as pool:
-            run = closed_loop(pool, requests, RENDER_WINDOW, read)
+        run, _ = self._ask_all(requests, read)
         if not all(texts):
             raise SupplyFailed(f"{texts.count('')} of {len(uids)} codes were not rendered: {run.told()}")
         return texts

@@ -49,6 +49,12 @@ class StopSignal:
             # Returns for any signal that has a handler; which one it was, the handler knows.
             self._reader.recv(64)
 
+    def ask(self) -> None:
+        """Ask to stop, from any thread; the first signal after it still counts as the first."""
+        self._came = True
+        with contextlib.suppress(BlockingIOError):  # enough lies there to wake whoever waits
+            self._writer.send(b"\0")
+
     def came(self) -> bool:
         """Whether the process was asked to stop; never waits."""
         if not self._came:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -35,7 +34,7 @@ def main() -> int:
     settings = Settings.model_validate(orders["settings"])
     _log_to_stderr(settings, orders["number"])
     with StopSignal() as stop:
-        threading.Thread(target=_stop_with_input, name="pickgate-orders", daemon=True).start()
+        threading.Thread(target=_stop_with_input, args=(stop,), name="pickgate-orders", daemon=True).start()
         try:
             with opening.open_deployment(
                 settings.store_url, settings, os.environ, ask=lambda: str(orders["passphrase"])
@@ -82,10 +81,11 @@ def _first_line() -> bytes:
     return line
 
 
-def _stop_with_input() -> None:
+def _stop_with_input(stop: StopSignal) -> None:
     while os.read(sys.stdin.fileno(), 4_096):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    # No signal: one may have come already, to all processes of a unit, and a second would end this one at once.
+    stop.ask()
 
 
 def _log_to_stderr(settings: Settings, number: int) -> None:

@@ -134,6 +134,15 @@ def test_workers_end_with_a_supervisor_that_is_killed(crew: Serving) -> None:
         assert client.healthy()
 
 
+def test_a_signal_to_all_processes_is_a_stop_in_order(crew: Serving) -> None:
+    workers = crew.workers
+    for pid in workers:
+        os.kill(pid, signal.SIGTERM)
+    assert crew.end(signal.SIGTERM) == 0
+    assert not any(map(is_alive, workers))
+    assert "with signal" not in crew.log
+
+
 def test_workers_stop_in_order_with_their_supervisor(crew: Serving) -> None:
     workers = crew.workers
     with Client(crew.address) as client:

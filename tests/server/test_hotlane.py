@@ -397,7 +397,7 @@ def test_a_defect_in_draining_leaves_the_lane_working(
         else:
             assert made.call(b"x") == b"x"
         assert failed.wait(10)
-    assert "a defect" in caplog.text
+        wait_until(lambda: "a defect" in caplog.text, "the log says so")
     assert made.call(b"x") == b"x"
     made.settled()
 
