@@ -50,7 +50,9 @@ work, and 64 MiB of requests at most."""
 QUEUE_WAIT_S: Final = limits.STORE_TIMEOUT_S
 """How long a call of the hot lane may wait behind others for its part of the store. Those before it had as long."""
 SILENT_CALLS_MAX: Final = 4_096
-"""Calls of the hot lane whose request is still to come; for one more the oldest of them is cancelled."""
+"""Calls of the hot lane whose request is still to come; for one more the oldest of them is cancelled, if it has been silent for
+SILENT_S_MIN, else the new one is shed."""
+SILENT_S_MIN: Final = 0.5
 REQUESTED_AHEAD: Final = 256
 """Calls of each method of the hot lane that gRPC may hand over before one is asked for again: more than come while the draining
 thread looks away."""

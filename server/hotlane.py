@@ -283,7 +283,7 @@ class Lane:
         self._ask(ask)
         call = Arrival(event, ask.number, now_s)
         self.calls += 1
-        if self._owners.waiting + len(self._read) >= self._queue_calls_max:
+        if self._owners.waiting + len(self._read) >= self._queue_calls_max or not self._has_room(now_s):
             self.shed += 1
             self._refuse(call, self._crowded)
             return
@@ -291,10 +291,21 @@ class Lane:
         if refusal is not None:
             self._answer([(call, refusal)])
             return
-        if len(self._silent) >= bounds.SILENT_CALLS_MAX:
-            self._cancel(next(iter(self._silent)))
         self._silent[id(call)] = call
         call.call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), call)
+
+    def _has_room(self, now_s: float) -> bool:
+        """Whether one more call may wait for its request; the oldest makes room if it has been silent for long.
+
+        In a rush there are as many whose request has come and was not looked at yet: those are not to blame.
+        """
+        if len(self._silent) < bounds.SILENT_CALLS_MAX:
+            return True
+        number, oldest = next(iter(self._silent.items()))
+        if now_s - oldest.came_s < bounds.SILENT_S_MIN:
+            return False
+        self._cancel(number)
+        return True
 
     def _came(self, event: Any, call: Arrival) -> None:
         """A call's request is there, or will never be."""

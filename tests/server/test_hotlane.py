@@ -301,11 +301,26 @@ def test_silent_calls_are_bounded_and_take_nobodys_place(
     post: Open, mute: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bounds, "SILENT_CALLS_MAX", 10)
+    monkeypatch.setattr(bounds, "SILENT_S_MIN", 0.0)
     made = post(queue_calls_max=3)
     calls = mute(made, 30)
     wait_until(lambda: sum(call.done() for call in calls) == 20, "all but the last ten are cancelled")
     assert made.call(b"x") == b"x"
     assert not any(call.done() for call in calls if not call.done())
+
+
+def test_calls_of_a_rush_are_not_taken_for_silent_ones(
+    post: Open, mute: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose request may be on its way keeps its place; for one more there is none, and advice."""
+    monkeypatch.setattr(bounds, "SILENT_CALLS_MAX", 10)
+    monkeypatch.setattr(bounds, "SILENT_S_MIN", 60.0)
+    made = post()
+    calls = mute(made, 10)
+    wait_until(lambda: made.lane.open_calls == 10, "all have come")
+    error = made.refused(b"one more")
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert not any(call.done() for call in calls)
 
 
 def test_a_call_without_a_request_is_told_so(post: Open) -> None:
