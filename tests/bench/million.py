@@ -41,7 +41,7 @@ from engine.calls import IssueRequest, RedeemRequest, RenderRequest
 from engine.claims import Terminal
 from engine.deployment import Deployment
 from engine.errors import PickgateError, StaleControl, StoreUnavailable
-from engine.state import layouts
+from engine.state import allocator, layouts
 from engine.state.server import EmbeddedServer
 from engine.verdict import RedeemVerdict
 from tests.bench import population, report
@@ -144,9 +144,9 @@ class Store:
     """A deployment with live codes on an embedded store of its own."""
 
     def __init__(self, stack: ExitStack, folder: Path, partitions: int, seed: int) -> None:
-        server = stack.enter_context(EmbeddedServer(folder, durability="fsync"))
-        Deployment.create(server.url, unlock=population.unlock, partitions=partitions)
-        self.deployment = stack.enter_context(Deployment.open(server.url, unlock=population.unlock))
+        self.server = stack.enter_context(EmbeddedServer(folder, durability="fsync"))
+        Deployment.create(self.server.url, unlock=population.unlock, partitions=partitions)
+        self.deployment = stack.enter_context(Deployment.open(self.server.url, unlock=population.unlock))
         population.furnish(self.deployment)
         self._orders = population.orders(seed)
         self._ids = iter(range(10**9))
@@ -225,6 +225,11 @@ class Store:
         """One section of INFO."""
         [found] = self.deployment.connection.read([("INFO", section)])
         return dict(found)
+
+    def allocator_in_use(self) -> str:
+        """The allocator that the store runs on, which need not be the one that it was built with."""
+        built = str(self.info("memory")["mem_allocator"])
+        return f"mimalloc in front of {built}" if allocator.loaded_from(self.server.pid) else built
 
     def used_bytes(self) -> int:
         """used_memory, when nothing is being freed in the background any more."""
@@ -388,7 +393,7 @@ def run(codes: int, few: int, partitions: int, minutes_max: float, progress: Pro
             codes,
             partitions,
             f"{facts.product} {'.'.join(map(str, facts.version))}",
-            str(big.info("memory")["mem_allocator"]),
+            big.allocator_in_use(),
         )
         empty, empty_rss = big.used_bytes(), int(big.info("memory")["used_memory_rss"])
         beside = Findings(few, partitions, "", "")
@@ -410,7 +415,7 @@ def as_text(findings: Findings) -> str:
     """The report for people."""
     f = findings
     lines = [
-        f"{f.codes:,} live codes in {f.partitions} partitions on {f.store} ({f.allocator} allocator),"
+        f"{f.codes:,} live codes in {f.partitions} partitions on {f.store} (allocator: {f.allocator}),"
         f" order ids of {population.ORDER_ID_CHARS} characters, records of {f.record_bytes:.0f} bytes",
         "",
         f"{'bytes per live code':34}{'keys':>10}{'MEMORY USAGE':>14}{'given back':>12}{'table':>8}",
