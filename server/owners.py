@@ -134,6 +134,7 @@ class Owners:
         self._wait_s = wait_s
         self._monotonic_s = monotonic_s
         self._unix_s = unix_s
+        self._unsorted: deque[Waiting] = deque()
         self._back: deque[_Flight] = deque()
         """Batches that have come back. The one thing that two threads touch."""
         self._answering: deque[_Flight] = deque()
@@ -166,10 +167,21 @@ class Owners:
         return not self.waiting
 
     def submit(self, calls: Sequence[Waiting]) -> None:
-        """Take calls over, each with all its attributes set: they are sorted, and those whose owner is free go out."""
+        """Take calls over, each with all its attributes set; those whose owner is free go out."""
         self.waiting += len(calls)
-        for start in range(0, len(calls), limits.BATCH_MAX):
-            chunk = calls[start : start + limits.BATCH_MAX]
+        self._unsorted.extend(calls)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Send every free owner its next batch; what has come meanwhile is sorted for that.
+
+        Sorted when an owner is free and not before: a batch costs something however small it is, so what comes while all are
+        busy is sorted as one.
+        """
+        self._send_all()
+        while self._unsorted and any(owner.flight is None for owner in self._owners):
+            count = min(len(self._unsorted), limits.BATCH_MAX)
+            chunk = [self._unsorted.popleft() for _ in range(count)]
             try:
                 results = self._sort(chunk)
             except Exception as error:
@@ -192,8 +204,8 @@ class Owners:
             owner.flight = None
             took_s, known_s = self._monotonic_s() - flight.began_s, owner.batch_s
             owner.batch_s = known_s + _BATCH_WEIGHT * (took_s - known_s) if known_s else took_s
-            self._send_all()
             self._answering.append(flight)
+            self._go_on()
 
     def answer(self, calls_max: int) -> None:
         """Answer some of the calls that have come back, the oldest batch first.
@@ -236,6 +248,8 @@ class Owners:
         """
         before_s = self._monotonic_s() - self._wait_s
         late: list[Waiting] = []
+        while self._unsorted and self._unsorted[0].came_s < before_s:
+            late.append(self._unsorted.popleft())
         for owner in self._owners:
             while owner.queue and owner.queue[0][0].came_s < before_s:
                 late.append(owner.queue.popleft()[0])
@@ -300,7 +314,9 @@ class Owners:
         flight = owner.flight
         if flight is None:
             return 0.0
-        return max(owner.batch_s, now_s - flight.began_s) * (1 + len(owner.queue) // limits.BATCH_MAX)
+        # No batch takes longer than the store's timeout: if it seems so, this process stood still.
+        batch_s = min(max(owner.batch_s, now_s - flight.began_s), limits.STORE_TIMEOUT_S)
+        return batch_s * (1 + len(owner.queue) // limits.BATCH_MAX)
 
     # --- deciding ---------------------------------------------------------------------------------------------
     def _send_all(self) -> None:
