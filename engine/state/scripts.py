@@ -128,6 +128,7 @@ EXPIRE: Final = load("expire")
 REGISTER: Final = load("register")
 CREATE: Final = load("create", base=False)
 CONTROL: Final = load("control", base=False)
+MARK: Final = load("mark", base=False)
 ALL: Final = (
     OPEN,
     ISSUE,
@@ -146,4 +147,5 @@ ALL: Final = (
     REGISTER,
     CREATE,
     CONTROL,
+    MARK,
 )

@@ -16,6 +16,7 @@ from engine.policies import Policy, Tiers
 from engine.state import layouts, scripts
 from engine.state.connection import Call, Connection
 from engine.state.events import EventType
+from engine.state.streams import START, Streams
 from engine.stores import Mall
 from tests.engine.shop import MALL, STORE, Shop, north
 
@@ -45,7 +46,7 @@ RENAMED: Final = {
 """Lua names that can't be the field's: `place`, `release`, `type` and `changed` mean something else there."""
 OWN: Final = "1 to 6 the partition's own"
 """KEYS of every script that runs behind base.lua, which says what they are."""
-NOT_OWN: Final = ("open", "create", "control")
+NOT_OWN: Final = ("open", "create", "control", "mark")
 
 
 def header(name: str) -> str:
@@ -325,6 +326,10 @@ def everything(shop: Shop) -> None:
     shop.transfer(1)
     shop.clock.tick(limits.TTL_S_DEFAULT + 120)
     assert expiry.sweep(deployment).expired == 2
+    streams = Streams(deployment.connection)
+    streams.mark(
+        {number: streams.last(number) for number in streams.numbers if streams.last(number) != START}
+    )
 
 
 def test_every_call_keeps_its_header(shop: Shop, sent: list[Call]) -> None:
