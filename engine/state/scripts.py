@@ -45,6 +45,8 @@ def _members(enum: type[Enum]) -> dict[str, int]:
 
 
 _TABLES: Final[Mapping[str, Mapping[str, int]]] = {
+    # Places of a record's fields in the array that a script reads them into, counted from 1 as Lua does.
+    "R": {name: n for n, name in enumerate((*layouts.RECORD.names, "behind"), 1)},
     "LIMIT": {name: getattr(limits, name) for name in _LIMITS},
     "STATE": _members(State),
     "EVENT_TYPE": _members(EventType),

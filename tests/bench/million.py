@@ -39,7 +39,7 @@ from engine import issuance, limits, redemption
 from engine.calls import IssueRequest, RedeemRequest, RenderRequest
 from engine.claims import Terminal
 from engine.deployment import Deployment
-from engine.errors import PickgateError
+from engine.errors import PickgateError, StaleControl, StoreUnavailable
 from engine.state import layouts
 from engine.state.server import EmbeddedServer
 from engine.verdict import RedeemVerdict
@@ -63,6 +63,8 @@ COMPANY: Final = 64
 COMMANDS: Final = 1_000
 """Plain commands of one write to the store."""
 SETTLE_S: Final = 300.0
+RETRIES_MAX: Final = 20
+"""Times that a request is asked, each after the store did not answer for limits.STORE_TIMEOUT_S."""
 
 KINDS: Final = {
     "c": "records",
@@ -78,6 +80,8 @@ KINDS: Final = {
 CODE_KINDS: Final = ("c", "x")
 
 R = TypeVar("R")
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 
 class Step(Protocol):
@@ -145,6 +149,8 @@ class Store:
         self._ids = iter(range(10**9))
         self.uids: list[tuple[bytes, int]] = []
         """Live codes, each with its store."""
+        self.retried = 0
+        """Requests that were asked again."""
 
     def orders(self, count: int) -> Sequence[IssueRequest]:
         """The next orders."""
@@ -152,15 +158,10 @@ class Store:
 
     def issue(self, orders: Sequence[IssueRequest]) -> list[bytes]:
         """Make codes in one call; their uids."""
-        answers = issuance.issue(self.deployment, orders)
-        made = [
-            answer.uid
-            for answer in answers
-            if not isinstance(answer, PickgateError) and answer.verdict.success
-        ]
-        assert len(made) == len(orders), next(
-            a for a in answers if isinstance(a, PickgateError) or not a.verdict.success
-        )
+        answers = self._sound(issuance.issue, orders)
+        for answer in answers:
+            assert answer.verdict.success, answer
+        made = [answer.uid for answer in answers]
         self.uids += zip(made, (order.store_id for order in orders), strict=True)
         return made
 
@@ -169,9 +170,7 @@ class Store:
         texts: list[str] = []
         for start in range(0, len(uids), limits.BATCH_MAX):
             requests = [RenderRequest(population.MALL, uid) for uid in uids[start : start + limits.BATCH_MAX]]
-            for answer in issuance.render(self.deployment, requests):
-                assert not isinstance(answer, PickgateError), answer
-                texts.append(answer.payloads[0].text)
+            texts += [answer.payloads[0].text for answer in self._sound(issuance.render, requests)]
         return texts
 
     def tries(self, count: int, draw: random.Random) -> list[RedeemRequest]:
@@ -189,9 +188,34 @@ class Store:
 
     def redeem(self, tries: Sequence[RedeemRequest]) -> None:
         """Redeem in one call."""
-        for answer in redemption.redeem(self.deployment, tries):
-            assert not isinstance(answer, PickgateError), answer
+        for answer in self._sound(redemption.redeem, tries):
             assert answer.verdict is RedeemVerdict.REDEEMED, answer
+
+    def _sound(
+        self,
+        verb: Callable[[Deployment, Sequence[Q]], Sequence[A | PickgateError]],
+        requests: Sequence[Q],
+    ) -> list[A]:
+        """Answers to all requests, in order; what the store did not answer in time is asked again, as every caller does.
+
+        A machine that stands still for a while must not end a run of minutes; what is asked twice counts in `retried`.
+        """
+        answers: list[A | PickgateError] = [StoreUnavailable("not asked yet")] * len(requests)
+        for turn in range(RETRIES_MAX):
+            late = [n for n, answer in enumerate(answers) if isinstance(answer, StoreUnavailable)]
+            if not late:
+                break
+            self.retried += len(late) if turn else 0
+            try:
+                again = verb(self.deployment, [requests[n] for n in late])
+            except (StaleControl, StoreUnavailable):
+                self.deployment.control.refresh()
+                continue
+            for n, answer in zip(late, again, strict=True):
+                answers[n] = answer
+        sound = [answer for answer in answers if not isinstance(answer, PickgateError)]
+        assert len(sound) == len(answers), next(a for a in answers if isinstance(a, PickgateError))
+        return sound
 
     # --- the store's own figures ----------------------------------------------------------------------------------
     def info(self, section: str) -> dict[str, Any]:

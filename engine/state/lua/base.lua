@@ -10,8 +10,8 @@
 
 local pack, unpack_fields, floor = struct.pack, struct.unpack, math.floor
 
-local NOBODY, NOTHING = string.rep('\0', 8), string.rep('\0', 12)
-local overlay, changed, lives, appended, events, reviews = {}, {}, {}, {}, {}, {}
+local NOBODY, NOTHING, NONE = string.rep('\0', 8), string.rep('\0', 12), {}
+local overlay, written, places, lives, appended, events, reviews = {}, {}, {}, {}, {}, {}, {}
 local epoch, seq, now
 
 -- Read the partition's facts and settle the time. Returns an error reply, or nil when the batch may go on.
@@ -38,29 +38,28 @@ local function begin()
 end
 
 -- Value of a hash field as this batch sees it; false when there is none.
+--
+-- One table for all, by key and field in one string (keys of hashes have no zero byte): a table for each key would be made,
+-- grown and freed for each item.
 local function look(key, field)
-  local fields = overlay[key]
-  if not fields then
-    fields = {}
-    overlay[key] = fields
-  end
-  local value = fields[field]
+  local id = key .. '\0' .. field
+  local value = overlay[id]
   if value == nil then
     value = redis.call('HGET', key, field)
-    fields[field] = value
+    overlay[id] = value
   end
   return value
 end
 
 -- Set a hash field at commit (false: delete it). The field was looked at before.
 local function place(key, field, value)
-  overlay[key][field] = value
-  local fields = changed[key]
-  if not fields then
-    fields = {}
-    changed[key] = fields
+  local id = key .. '\0' .. field
+  overlay[id] = value
+  if not written[id] then
+    written[id] = true
+    local n = #places
+    places[n + 1], places[n + 2], places[n + 3] = key, field, id
   end
-  fields[field] = value
 end
 
 -- Remembered answer of a key with a lifetime, as this batch sees it; false when there is none.
@@ -83,34 +82,27 @@ end
 -- Number and queue one event; returns its sequence number.
 local function emit(type, mall, store, uid, terminal, request, body, actor, rest)
   seq = seq + 1
-  events[#events + 1] = { seq, pack(EVENT, 1, type, now, mall, store, uid, terminal, request, body, #actor) .. actor .. rest }
+  events[#events + 1] = pack(EVENT, 1, type, now, mall, store, uid, terminal, request, body, #actor) .. actor .. rest
   return seq
 end
 
 -- Write all that was decided. One event per change; only forgetting, which an earlier event announced, has none.
 local function commit()
-  for _, event in ipairs(events) do
-    redis.call('XADD', KEYS[2], string.format('%.0f-%.0f', epoch, event[1]), 'e', event[2])
+  local before = seq - #events
+  -- Numbers below 10^14 are written in full; 64 bits of events would take longer than a deployment lives.
+  for n, event in ipairs(events) do
+    redis.call('XADD', KEYS[2], epoch .. '-' .. before + n, 'e', event)
   end
   if #events > 0 then
-    redis.call('HSET', KEYS[1], 'seq', string.format('%.0f', seq), 'last_seen', string.format('%.0f', now))
+    redis.call('HSET', KEYS[1], 'seq', seq, 'last_seen', now)
   end
-  for key, fields in pairs(changed) do
-    local flat = {}
-    for field, value in pairs(fields) do
-      if value then
-        flat[#flat + 1] = field
-        flat[#flat + 1] = value
-      else
-        redis.call('HDEL', key, field)
-      end
-      -- unpack is limited by Lua's C stack (8,000 values), and failing here would leave half a batch
-      if #flat == 2000 then
-        redis.call('HSET', key, unpack(flat))
-        flat = {}
-      end
+  for n = 1, #places, 3 do
+    local value = overlay[places[n + 2]]
+    if value then
+      redis.call('HSET', places[n], places[n + 1], value)
+    else
+      redis.call('HDEL', places[n], places[n + 1])
     end
-    if #flat > 0 then redis.call('HSET', key, unpack(flat)) end
   end
   for key, uids in pairs(appended) do
     redis.call('APPEND', key, uids)
@@ -120,84 +112,83 @@ local function commit()
   end
   for uid, at in pairs(reviews) do
     if at then
-      redis.call('ZADD', KEYS[5], string.format('%.0f', at), uid)
+      redis.call('ZADD', KEYS[5], at, uid)
     else
       redis.call('ZREM', KEYS[5], uid)
     end
   end
 end
 
--- A record as a table; the order of fields is RECORD's.
---
--- The table is made whole, because one that grows field by field is copied at every power of two.
+-- A record as a table. The fields of RECORD are its array (r[R.state]): with a name each, the table would be two kilobytes of
+-- hash that are made, grown and freed for each item. What stands behind them has names: lines, bundles, requests, and the tail
+-- that no verb changes (order id, split, the uid that it replaces).
 local function read_record(bytes)
-  local _, state, flavour, channel, mall, store, policy, issued, changed_at, stamp_floor, exp, issue_exp, amount, ttl, flags,
-  pin_generation, revision, cycle, tries, issue_epoch, issue_seq, request, body, last_terminal, last_at, lock_epoch, lock_seq, n_lines,
-  n_bundles, n_requests, order_len, split_len, at = unpack_fields(RECORD, bytes)
-  local lines, bundles = {}, {}
-  for n = 1, n_lines do
+  local r = { lines = NONE, bundles = NONE, requests = '', tail = '', unpack_fields(RECORD, bytes) }
+  local at = r[R.behind]
+  local lines = {}
+  for n = 1, r[R.n_lines] do
     local sku, count, left
     sku, count, left, at = unpack_fields(LINE, bytes, at)
     lines[n] = { sku = sku, count = count, left = left }
   end
-  for n = 1, n_bundles do
-    local sku, units, first, count
-    sku, units, first, count, at = unpack_fields(BUNDLE, bytes, at)
-    bundles[n] = { sku = sku, units = units, first = first, n = count }
+  r.lines = lines
+  if r[R.n_bundles] > 0 then
+    local bundles = {}
+    for n = 1, r[R.n_bundles] do
+      local sku, units, first, count
+      sku, units, first, count, at = unpack_fields(BUNDLE, bytes, at)
+      bundles[n] = { sku = sku, units = units, first = first, n = count }
+    end
+    r.bundles = bundles
   end
-  local order_at = at + 12 * n_requests
-  local split_at = order_at + order_len
-  return {
-    state = state, flavour = flavour, channel = channel, mall = mall, store = store, policy = policy, issued = issued,
-    changed = changed_at, stamp_floor = stamp_floor, exp = exp, issue_exp = issue_exp, amount = amount, ttl = ttl, flags = flags,
-    pin_generation = pin_generation, revision = revision, cycle = cycle, tries = tries, issue_epoch = issue_epoch,
-    issue_seq = issue_seq, request = request, body = body, last_terminal = last_terminal, last_at = last_at,
-    lock_epoch = lock_epoch, lock_seq = lock_seq, lines = lines, bundles = bundles, requests = bytes:sub(at, order_at - 1),
-    order = bytes:sub(order_at, split_at - 1), split = bytes:sub(split_at, split_at + split_len - 1),
-    replaces = bytes:sub(split_at + split_len),
-  }
+  local tail_at = at + 12 * r[R.n_requests]
+  r.requests, r.tail = bytes:sub(at, tail_at - 1), bytes:sub(tail_at)
+  return r
+end
+
+-- Order id of a record.
+local function order_of(r)
+  return r.tail:sub(1, r[R.order_len])
 end
 
 local function write_lines(lines)
-  local parts = {}
-  for n, line in ipairs(lines) do
-    parts[n] = pack(LINE, line.sku, line.count, line.left)
+  local bytes = ''
+  for _, line in ipairs(lines) do
+    bytes = bytes .. pack(LINE, line.sku, line.count, line.left)
   end
-  return table.concat(parts)
+  return bytes
 end
 
 -- Which lines of the record were moved, one byte each: two lines may name one SKU, so the SKU alone doesn't say it.
 local function write_places(taken)
-  local parts = {}
-  for n, take in ipairs(taken) do
-    parts[n] = string.char(take.n)
+  local bytes = ''
+  for _, take in ipairs(taken) do
+    bytes = bytes .. string.char(take.n)
   end
-  return table.concat(parts)
+  return bytes
 end
 
 local function write_bundles(bundles)
-  local parts = {}
-  for n, bundle in ipairs(bundles) do
-    parts[n] = pack(BUNDLE, bundle.sku, bundle.units, bundle.first, bundle.n)
+  local bytes = ''
+  for _, bundle in ipairs(bundles) do
+    bytes = bytes .. pack(BUNDLE, bundle.sku, bundle.units, bundle.first, bundle.n)
   end
-  return table.concat(parts)
+  return bytes
 end
 
 local function write_record(r)
-  return pack(RECORD, 1, r.state, r.flavour, r.channel, r.mall, r.store, r.policy, r.issued, r.changed, r.stamp_floor, r.exp, r.issue_exp,
-    r.amount, r.ttl, r.flags, r.pin_generation, r.revision, r.cycle, r.tries, r.issue_epoch, r.issue_seq, r.request, r.body, r.last_terminal,
-    r.last_at, r.lock_epoch, r.lock_seq, #r.lines, #r.bundles, #r.requests / 12, #r.order, #r.split)
-    .. write_lines(r.lines) .. write_bundles(r.bundles) .. r.requests .. r.order .. r.split .. r.replaces
+  r[R.n_requests] = #r.requests / 12
+  return pack(RECORD, unpack(r, 1, R.split_len)) .. write_lines(r.lines) .. write_bundles(r.bundles) .. r.requests .. r.tail
 end
 
 -- The content that a payload shows has changed: renders from now on must not share a stamp with earlier ones. Until now the
 -- largest stamp given was the first even second from max(now, floor) on (engine.issuance.now_stamp): the floor goes past it.
 -- Changes faster than one a second push it ahead of the time; the payload's valid_from says when it will be taken.
 local function touch(r)
-  local given = math.max(floor(now / 1000), r.stamp_floor)
-  r.stamp_floor = given + given % 2 + 1
-  r.changed = now
-  if r.revision < 255 then r.revision = r.revision + 1 end
+  local given = math.max(floor(now / 1000), r[R.stamp_floor])
+  r[R.stamp_floor] = given + given % 2 + 1
+  r[R.changed] = now
+  if r[R.revision] < 255 then r[R.revision] = r[R.revision] + 1 end
 end
 
 -- Stock figures of a SKU as a table; zeros when the store has never had it.
@@ -250,21 +241,21 @@ local function write_stock(key, mall, store, sku, s)
   place(key, sku, pack(STOCK, s.on_hand, s.reserved, s.baseline, s.tier))
 end
 
--- Figures of the SKUs of one item, each read once, so that lines which share a SKU add up.
-local function stock_reader(key)
-  local figures = {}
-  return function(sku)
-    local s = figures[sku]
-    if not s then
-      s = read_stock(key, sku)
-      figures[sku] = s
-    end
-    return s
-  end, figures
+-- Figures of one SKU of an item, each read once into `figures`, so that lines which share a SKU add up.
+local function figures_of(figures, key, sku)
+  local s = figures[sku]
+  if not s then
+    s = read_stock(key, sku)
+    figures[sku] = s
+  end
+  return s
 end
 
 -- Write the figures that an item changed, in the order of SKUs.
 local function write_figures(key, mall, store, figures)
+  local first, s = next(figures)
+  if not first then return end
+  if not next(figures, first) then return write_stock(key, mall, store, first, s) end
   local skus = {}
   for sku in pairs(figures) do skus[#skus + 1] = sku end
   table.sort(skus)
@@ -273,16 +264,15 @@ end
 
 -- A code's time is over from its expiry on, whether or not the sweep has come by: no answer may depend on when it comes.
 local function is_over(r)
-  return r.state == STATE.EXPIRED or (r.state < STATE.REDEEMED and r.exp * 1000 <= now)
+  return r[R.state] == STATE.EXPIRED or (r[R.state] < STATE.REDEEMED and r[R.exp] * 1000 <= now)
 end
 
 -- Give back what a code still reserves. Returns the lines that had something left, and the figures to be written.
 local function release(r, stock_key)
-  local figures_of, figures = stock_reader(stock_key)
-  local lines = {}
+  local figures, lines = {}, {}
   for _, line in ipairs(r.lines) do
     if line.left > 0 then
-      local s = figures_of(line.sku)
+      local s = figures_of(figures, stock_key, line.sku)
       s.reserved = s.reserved - line.left
       lines[#lines + 1] = { sku = line.sku, count = line.count, left = line.left }
     end
@@ -292,24 +282,24 @@ end
 
 -- Burn one counted try of a code: the third locks it and opens its review. Returns the event's number and whether it locked.
 local function burn_try(r, uid, store, terminal, request, body, actor, verdict, bucket)
-  r.tries = r.tries + 1
+  r[R.tries] = r[R.tries] + 1
   r.requests = r.requests .. request
   local evidence = look(KEYS[4], uid) or ''
   place(KEYS[4], uid, evidence .. pack(EVIDENCE, now, store, terminal, verdict, bucket, #actor) .. actor)
-  local rest = pack('>BBB', r.tries, bucket, verdict)
-  if r.tries < LIMIT.TRIES_MAX then
-    return emit(EVENT_TYPE.TRIED, r.mall, store, uid, terminal, request, body, actor, rest), false
+  local rest = pack('>BBB', r[R.tries], bucket, verdict)
+  if r[R.tries] < LIMIT.TRIES_MAX then
+    return emit(EVENT_TYPE.TRIED, r[R.mall], store, uid, terminal, request, body, actor, rest), false
   end
-  local number = emit(EVENT_TYPE.LOCKED, r.mall, store, uid, terminal, request, body, actor, rest)
-  r.state, r.lock_epoch, r.lock_seq = STATE.LOCKED, epoch, number
+  local number = emit(EVENT_TYPE.LOCKED, r[R.mall], store, uid, terminal, request, body, actor, rest)
+  r[R.state], r[R.lock_epoch], r[R.lock_seq] = STATE.LOCKED, epoch, number
   reviews[uid] = now
   return number, true
 end
 
 -- A code ends or is free again: its tries and its review are over.
 local function close_review(r, uid)
-  if r.tries == 0 then return end
-  r.tries, r.lock_epoch, r.lock_seq = 0, 0, 0
+  if r[R.tries] == 0 then return end
+  r[R.tries], r[R.lock_epoch], r[R.lock_seq] = 0, 0, 0
   look(KEYS[4], uid)
   place(KEYS[4], uid, false)
   reviews[uid] = false
@@ -317,7 +307,7 @@ end
 
 -- End a code. The due index is that of the minute in which it will be forgotten, named by the caller, who knows the time too.
 local function end_record(r, state, due_key, uid)
-  r.state = state
+  r[R.state] = state
   close_review(r, uid)
   touch(r)
   fall_due(due_key, uid)

@@ -12,7 +12,7 @@ local failed = begin()
 if failed then return failed end
 
 local function answer(verdict, r, number)
-  return pack(CHANGE_ANSWER, verdict, now, r and r.exp or 0, number > 0 and epoch or 0, number)
+  return pack(CHANGE_ANSWER, verdict, now, r and r[R.exp] or 0, number > 0 and epoch or 0, number)
 end
 
 local function confirm(item)
@@ -27,15 +27,15 @@ local function confirm(item)
   end
   local bytes = look(record_key, uid)
   local r = bytes and read_record(bytes)
-  if not r or r.mall ~= mall then return 'A' .. answer(CONFIRM.UNKNOWN_CODE, nil, 0) end
-  if r.state == STATE.VOIDED then return 'A' .. answer(CONFIRM.VOIDED, r, 0) end
+  if not r or r[R.mall] ~= mall then return 'A' .. answer(CONFIRM.UNKNOWN_CODE, nil, 0) end
+  if r[R.state] == STATE.VOIDED then return 'A' .. answer(CONFIRM.VOIDED, r, 0) end
   if is_over(r) then return 'A' .. answer(CONFIRM.EXPIRED, r, 0) end
-  if r.state ~= STATE.HELD then return 'A' .. answer(CONFIRM.ALREADY_CONFIRMED, r, 0) end
+  if r[R.state] ~= STATE.HELD then return 'A' .. answer(CONFIRM.ALREADY_CONFIRMED, r, 0) end
 
-  r.state, r.exp = STATE.LIVE, exp
+  r[R.state], r[R.exp] = STATE.LIVE, exp
   r.requests = r.requests .. request
   touch(r)
-  local number = emit(EVENT_TYPE.CONFIRMED, mall, r.store, uid, 0, request, body, actor, pack('>I4', exp))
+  local number = emit(EVENT_TYPE.CONFIRMED, mall, r[R.store], uid, 0, request, body, actor, pack('>I4', exp))
   kept = answer(CONFIRM.CONFIRMED, r, number)
   fall_due(due_key, uid)
   place(record_key, uid, write_record(r))

@@ -18,18 +18,18 @@ local function expire(item)
   if not bytes then return 'N' end
   local r = read_record(bytes)
 
-  if r.state < STATE.REDEEMED then
-    if r.exp * 1000 > now then return 'N' end
+  if r[R.state] < STATE.REDEEMED then
+    if r[R.exp] * 1000 > now then return 'N' end
     local lines, figures = release(r, stock_key)
     end_record(r, STATE.EXPIRED, due_key, uid)
-    emit(EVENT_TYPE.EXPIRED, r.mall, r.store, uid, 0, NOTHING, NOBODY, '',
+    emit(EVENT_TYPE.EXPIRED, r[R.mall], r[R.store], uid, 0, NOTHING, NOBODY, '',
       pack('>B', #lines) .. write_lines(lines))
-    write_figures(stock_key, r.mall, r.store, figures)
+    write_figures(stock_key, r[R.mall], r[R.store], figures)
     place(record_key, uid, write_record(r))
     return 'E'
   end
 
-  if r.changed + LIMIT.AFTERLIFE_S * 1000 > now then return 'N' end
+  if r[R.changed] + LIMIT.AFTERLIFE_S * 1000 > now then return 'N' end
   if n_answers ~= #r.requests / 12 then return 'S' end
   for _ = 1, n_answers do
     local request, answer_key

@@ -12,7 +12,7 @@ local failed = begin()
 if failed then return failed end
 
 local function answer(verdict, r, number)
-  return pack(CHANGE_ANSWER, verdict, now, r and r.exp or 0, number > 0 and epoch or 0, number)
+  return pack(CHANGE_ANSWER, verdict, now, r and r[R.exp] or 0, number > 0 and epoch or 0, number)
 end
 
 local function extend(item)
@@ -27,19 +27,19 @@ local function extend(item)
   end
   local bytes = look(record_key, uid)
   local r = bytes and read_record(bytes)
-  if not r or r.mall ~= mall then return 'A' .. answer(EXTEND.UNKNOWN_CODE, nil, 0) end
-  if r.state == STATE.REDEEMED then return 'A' .. answer(EXTEND.ALREADY_REDEEMED, r, 0) end
-  if r.state == STATE.VOIDED then return 'A' .. answer(EXTEND.VOIDED, r, 0) end
+  if not r or r[R.mall] ~= mall then return 'A' .. answer(EXTEND.UNKNOWN_CODE, nil, 0) end
+  if r[R.state] == STATE.REDEEMED then return 'A' .. answer(EXTEND.ALREADY_REDEEMED, r, 0) end
+  if r[R.state] == STATE.VOIDED then return 'A' .. answer(EXTEND.VOIDED, r, 0) end
   if is_over(r) then return 'A' .. answer(EXTEND.EXPIRED, r, 0) end
-  if r.state == STATE.HELD then return 'A' .. answer(EXTEND.NOT_CONFIRMED, r, 0) end
-  if exp <= r.exp then return 'A' .. answer(EXTEND.NOT_LATER, r, 0) end
-  if exp > floor(r.issued / 1000) + LIMIT.TTL_S_MAX then return 'A' .. answer(EXTEND.TOO_LONG, r, 0) end
+  if r[R.state] == STATE.HELD then return 'A' .. answer(EXTEND.NOT_CONFIRMED, r, 0) end
+  if exp <= r[R.exp] then return 'A' .. answer(EXTEND.NOT_LATER, r, 0) end
+  if exp > floor(r[R.issued] / 1000) + LIMIT.TTL_S_MAX then return 'A' .. answer(EXTEND.TOO_LONG, r, 0) end
   if #r.requests >= 12 * LIMIT.REMEMBERED_REQUESTS_MAX then return 'M' end
 
-  r.exp = exp
+  r[R.exp] = exp
   r.requests = r.requests .. request
   touch(r)
-  local number = emit(EVENT_TYPE.EXTENDED, mall, r.store, uid, 0, request, body, actor, pack('>I4', exp))
+  local number = emit(EVENT_TYPE.EXTENDED, mall, r[R.store], uid, 0, request, body, actor, pack('>I4', exp))
   kept = answer(EXTEND.EXTENDED, r, number)
   fall_due(due_key, uid)
   place(record_key, uid, write_record(r))

@@ -14,9 +14,13 @@
 local failed = begin()
 if failed then return failed end
 
+-- Room for all fields at once: an array that grows one by one is copied at each power of two.
+local BLANK = {}
+for n = 1, R.split_len do BLANK[n] = 0 end
+
 local function answer(verdict, uid, r, sku)
   if r then
-    return pack(ISSUE_ANSWER, verdict, uid, r.issued, r.issue_exp, r.pin_generation, r.issue_epoch, r.issue_seq, 0)
+    return pack(ISSUE_ANSWER, verdict, uid, r[R.issued], r[R.issue_exp], r[R.pin_generation], r[R.issue_epoch], r[R.issue_seq], 0)
   end
   return pack(ISSUE_ANSWER, verdict, uid, now, 0, 0, 0, 0, sku)
 end
@@ -37,8 +41,8 @@ local function issue(item)
       if not free_uid and n <= n_free then free_uid, free_key = uid, record_key end
     else
       local r = read_record(bytes)
-      if r.request == request then
-        if r.body ~= body then return 'X' end
+      if r[R.request] == request then
+        if r[R.body] ~= body then return 'X' end
         return 'R' .. answer(ISSUE.ISSUED, uid, r, 0)
       end
     end
@@ -47,11 +51,11 @@ local function issue(item)
   if finding ~= 0 then return 'A' .. answer(finding, free_uid, nil, finding_sku) end
 
   local lines, bundles = {}, {}
-  local figures_of, figures = stock_reader(stock_key)
+  local figures = {}
   for n = 1, n_lines do
     local sku, count
     sku, count, at = unpack_fields(WANTED, item, at)
-    local s = figures_of(sku)
+    local s = figures_of(figures, stock_key, sku)
     -- Below these tiers a channel stops before the stock does, so that those who paid elsewhere are served.
     if channel == CHANNEL.PROMOTION and s.tier >= TIER.RED then
       return 'A' .. answer(ISSUE.PROMOTION_STOPPED, free_uid, nil, sku)
@@ -71,20 +75,19 @@ local function issue(item)
     sku, units, first, count, at = unpack_fields(BUNDLE, item, at)
     bundles[n] = { sku = sku, units = units, first = first, n = count }
   end
-  local order = item:sub(at, at + order_len - 1)
-  at = at + order_len
-  local split = item:sub(at, at + split_len - 1)
-  local actor = item:sub(at + split_len, at + split_len + actor_len - 1)
+  local behind = at + order_len + split_len
+  local tail = item:sub(at, behind - 1)
+  if replaces ~= NOBODY then tail = tail .. replaces end
+  local actor = item:sub(behind, behind + actor_len - 1)
 
-  local r = {
-    state = state, flavour = flavour, channel = channel, mall = mall, store = store, policy = policy, issued = now,
-    -- Nothing was rendered before this moment, so a render within the same second may take any stamp.
-    changed = now, stamp_floor = 0, exp = exp, issue_exp = exp, amount = amount, ttl = ttl, flags = flags,
-    pin_generation = pin_generation, revision = 0, cycle = 0, tries = 0, issue_epoch = epoch, issue_seq = seq + 1,
-    request = request, body = body, last_terminal = 0, last_at = 0, lock_epoch = 0, lock_seq = 0, lines = lines,
-    bundles = bundles, requests = '', order = order, split = split,
-    replaces = replaces ~= NOBODY and replaces or '',
-  }
+  local r = { lines = lines, bundles = bundles, requests = '', tail = tail, unpack(BLANK) }
+  r[R.layout], r[R.state], r[R.flavour], r[R.channel], r[R.mall], r[R.store], r[R.policy] = 1, state, flavour, channel, mall, store, policy
+  -- Nothing was rendered before this moment, so a render within the same second may take any stamp.
+  r[R.issued], r[R.changed], r[R.stamp_floor], r[R.exp], r[R.issue_exp] = now, now, 0, exp, exp
+  r[R.amount], r[R.ttl], r[R.flags], r[R.pin_generation], r[R.revision], r[R.cycle], r[R.tries] = amount, ttl, flags, pin_generation, 0, 0, 0
+  r[R.issue_epoch], r[R.issue_seq], r[R.request], r[R.body] = epoch, seq + 1, request, body
+  r[R.last_terminal], r[R.last_at], r[R.lock_epoch], r[R.lock_seq] = 0, 0, 0, 0
+  r[R.n_lines], r[R.n_bundles], r[R.order_len], r[R.split_len] = n_lines, n_bundles, order_len, split_len
   local bytes = write_record(r)
   emit(state == STATE.HELD and EVENT_TYPE.HELD or EVENT_TYPE.ISSUED, mall, store, free_uid, 0, request, body, actor, bytes)
   write_figures(stock_key, mall, store, figures)

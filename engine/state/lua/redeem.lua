@@ -23,10 +23,10 @@ local refused = {}
 local function answer(verdict, r, facts)
   facts = facts or {}
   local lines = facts.lines or {}
-  local order = r and r.order or ''
+  local order = r and order_of(r) or ''
   return pack(REDEEM_ANSWER, verdict, facts.at or now, facts.epoch or 0, facts.seq or 0, facts.terminal or 0,
-    facts.tries_left or 0, facts.sku or 0, r and r.store or 0, r and r.cycle or 0, r and r.flavour or 0,
-    r and r.flags or 0, r and r.exp or 0,
+    facts.tries_left or 0, facts.sku or 0, r and r[R.store] or 0, r and r[R.cycle] or 0, r and r[R.flavour] or 0,
+    r and r[R.flags] or 0, r and r[R.exp] or 0,
     facts.bucket or 255, #lines, #order) .. write_lines(lines) .. order
 end
 
@@ -104,21 +104,21 @@ local function redeem(item)
   local bytes = look(record_key, uid)
   if not bytes then return refuse(REDEEM.UNKNOWN_CODE) end
   local r = read_record(bytes)
-  if r.mall ~= mall then return refuse(REDEEM.UNKNOWN_CODE) end
-  if floor(r.flavour / 16) ~= version then return refuse(REDEEM.INVALID_CODE) end
-  if r.state == STATE.REDEEMED then
-    return refuse(REDEEM.ALREADY_REDEEMED, r, { at = r.last_at, terminal = r.last_terminal })
+  if r[R.mall] ~= mall then return refuse(REDEEM.UNKNOWN_CODE) end
+  if floor(r[R.flavour] / 16) ~= version then return refuse(REDEEM.INVALID_CODE) end
+  if r[R.state] == STATE.REDEEMED then
+    return refuse(REDEEM.ALREADY_REDEEMED, r, { at = r[R.last_at], terminal = r[R.last_terminal] })
   end
-  if r.state == STATE.VOIDED then return refuse(REDEEM.VOIDED, r, { at = r.changed }) end
+  if r[R.state] == STATE.VOIDED then return refuse(REDEEM.VOIDED, r, { at = r[R.changed] }) end
   if is_over(r) then return refuse(REDEEM.EXPIRED, r) end
-  if r.state == STATE.LOCKED then
-    return refuse(REDEEM.LOCKED, r, { epoch = r.lock_epoch, seq = r.lock_seq })
+  if r[R.state] == STATE.LOCKED then
+    return refuse(REDEEM.LOCKED, r, { epoch = r[R.lock_epoch], seq = r[R.lock_seq] })
   end
-  if r.state == STATE.HELD then return refuse(REDEEM.NOT_CONFIRMED, r) end
+  if r[R.state] == STATE.HELD then return refuse(REDEEM.NOT_CONFIRMED, r) end
 
   -- the payload's own freshness, then the store
   if stale ~= 0 then return refuse(REDEEM.STALE_CODE, r) end
-  if r.store ~= store then return refuse(REDEEM.WRONG_STORE, r) end
+  if r[R.store] ~= store then return refuse(REDEEM.WRONG_STORE, r) end
 
   if not dry and #r.requests >= 12 * LIMIT.REMEMBERED_REQUESTS_MAX then return 'M' end
   local actor = item:sub(-actor_len)
@@ -129,12 +129,12 @@ local function redeem(item)
   if version == 1 and not dry then
     if pin_1 == 255 and pin_2 == 255 then return refuse(REDEEM.PIN_REQUIRED, r) end
     -- Its PIN can't be told right from wrong: no try of the customer's.
-    if r.pin_generation ~= generation_1 and r.pin_generation ~= generation_2 then return 'K' end
-    if pin_1 ~= r.pin_generation and pin_2 ~= r.pin_generation then factor = REDEEM.PIN_WRONG end
-  elseif floor(r.flags / FLAG_PROOF_NEEDED) % 2 == 1 and not dry then
+    if r[R.pin_generation] ~= generation_1 and r[R.pin_generation] ~= generation_2 then return 'K' end
+    if pin_1 ~= r[R.pin_generation] and pin_2 ~= r[R.pin_generation] then factor = REDEEM.PIN_WRONG end
+  elseif floor(r[R.flags] / FLAG_PROOF_NEEDED) % 2 == 1 and not dry then
     if proof == REDEEM.PROOF_REQUIRED then return refuse(proof, r) end
     proof_key = KEYS[proof_key]
-    if proof ~= 0 or floor(r.flags / proof_method) % 2 == 0 or look(proof_key, proof_digest) then
+    if proof ~= 0 or floor(r[R.flags] / proof_method) % 2 == 0 or look(proof_key, proof_digest) then
       factor = REDEEM.PROOF_REJECTED
     else
       burnt = proof_digest
@@ -143,7 +143,7 @@ local function redeem(item)
   if factor then
     local number, locked = burn_try(r, uid, store, terminal, request, body, actor, factor, bucket)
     local kept = answer(locked and REDEEM.LOCKED or factor, r,
-      { epoch = epoch, seq = number, tries_left = LIMIT.TRIES_MAX - r.tries, bucket = bucket })
+      { epoch = epoch, seq = number, tries_left = LIMIT.TRIES_MAX - r[R.tries], bucket = bucket })
     place(record_key, uid, write_record(r))
     place(answer_key, request, body .. kept)
     return 'A' .. kept
@@ -152,20 +152,20 @@ local function redeem(item)
   -- where the terminal is, and whether the store hands out now
   if place_finding ~= 0 then return refuse(place_finding, r) end
   if closed ~= 0 then return refuse(closed, r) end
-  if window ~= 0 and r.flags % 2 == FLAG_WINDOWS_BIND then return refuse(window, r) end
+  if window ~= 0 and r[R.flags] % 2 == FLAG_WINDOWS_BIND then return refuse(window, r) end
 
   -- what is left of the code, then the stock
   local taken, missing = choose(r, item, at, n_lines)
   if not taken then return refuse(REDEEM.NOTHING_LEFT, r, { sku = missing }) end
-  local figures_of, figures = stock_reader(stock_key)
+  local figures = {}
   for _, take in ipairs(taken) do
     local sku = r.lines[take.n].sku
-    local s = figures_of(sku)
+    local s = figures_of(figures, stock_key, sku)
     if s.on_hand < take.count then return refuse(REDEEM.OUT_OF_STOCK, r, { sku = sku }) end
     s.on_hand = s.on_hand - take.count
     s.reserved = s.reserved - take.count
   end
-  if dry then return 'A' .. answer(REDEEM.REDEEMED, r, { at = r.last_at, lines = r.lines, bucket = bucket }) end
+  if dry then return 'A' .. answer(REDEEM.REDEEMED, r, { at = r[R.last_at], lines = r.lines, bucket = bucket }) end
 
   -- everything is decided: take the stock, mark the code, number the event
   local lines, all_taken = {}, true
@@ -177,7 +177,7 @@ local function redeem(item)
   for _, line in ipairs(r.lines) do
     if line.left > 0 then all_taken = false end
   end
-  r.last_terminal, r.last_at = terminal, now
+  r[R.last_terminal], r[R.last_at] = terminal, now
   r.requests = r.requests .. request
   if burnt then
     -- A proof is good for one redemption; it is forgotten with the code.
@@ -187,11 +187,11 @@ local function redeem(item)
   if all_taken then
     end_record(r, STATE.REDEEMED, due_key, uid)
   else
-    r.state = STATE.PARTLY
+    r[R.state] = STATE.PARTLY
     touch(r)
   end
   local number = emit(EVENT_TYPE.REDEEMED, mall, store, uid, terminal, request, body, actor,
-    pack('>BBBB', r.state, r.cycle, bucket, #lines) .. write_lines(lines) .. write_places(taken) .. (burnt or ''))
+    pack('>BBBB', r[R.state], r[R.cycle], bucket, #lines) .. write_lines(lines) .. write_places(taken) .. (burnt or ''))
   write_figures(stock_key, mall, store, figures)
   local kept = answer(REDEEM.REDEEMED, r, { epoch = epoch, seq = number, terminal = terminal, lines = lines, bucket = bucket })
   place(record_key, uid, write_record(r))

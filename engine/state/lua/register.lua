@@ -16,8 +16,7 @@ local failed = begin()
 if failed then return failed end
 
 local enter = ARGV[3] == '1'
-local answers = {}
-local written = {}
+local answers, fresh = {}, {}
 for n = 4, #ARGV do
   local request, body, day_0, day_1, day_2, day_3 = unpack_fields(REGISTER_ITEM, ARGV[n])
   local found, found_in, holders
@@ -34,20 +33,18 @@ for n = 4, #ARGV do
     if enter then reply = 'R' end
     holders = holders + (enter and 1 or -1)
     if holders > 0 then
-      overlay[found_in][request] = found .. string.format('%.0f', holders)
-      written[#written + 1] = { 'HSET', found_in, request, overlay[found_in][request] }
+      place(found_in, request, found .. string.format('%.0f', holders))
     else
-      overlay[found_in][request] = false
-      written[#written + 1] = { 'HDEL', found_in, request }
+      place(found_in, request, false)
     end
   elseif enter then
-    overlay[KEYS[day_0]][request] = body .. '1'
-    written[#written + 1] = { 'HSET', KEYS[day_0], request, body .. '1' }
-    written[#written + 1] = { 'EXPIRE', KEYS[day_0], 4 * 86400 }
+    place(KEYS[day_0], request, body .. '1')
+    fresh[KEYS[day_0]] = true
   end
   answers[n - 3] = reply
 end
-for _, command in ipairs(written) do
-  redis.call(unpack(command))
+commit()
+for key in pairs(fresh) do
+  redis.call('EXPIRE', key, 4 * 86400)
 end
 return answers

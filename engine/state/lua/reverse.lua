@@ -15,8 +15,8 @@ if failed then return failed end
 local function answer(verdict, r, facts)
   facts = facts or {}
   local lines = facts.lines or {}
-  return pack(REVERSE_ANSWER, verdict, now, facts.seq and epoch or 0, facts.seq or 0, r and r.exp or 0, facts.sku or 0,
-    r and r.store or 0, r and r.cycle or 0, #lines) .. write_lines(lines)
+  return pack(REVERSE_ANSWER, verdict, now, facts.seq and epoch or 0, facts.seq or 0, r and r[R.exp] or 0, facts.sku or 0,
+    r and r[R.store] or 0, r and r[R.cycle] or 0, #lines) .. write_lines(lines)
 end
 
 local function in_bundle(r, n)
@@ -97,21 +97,20 @@ local function reverse(item)
   end
   local bytes = look(record_key, uid)
   local r = bytes and read_record(bytes)
-  if not r or r.mall ~= mall then return 'A' .. answer(REVERSE.UNKNOWN_CODE, nil) end
-  if r.store ~= store then return 'A' .. answer(REVERSE.WRONG_STORE, r) end
+  if not r or r[R.mall] ~= mall then return 'A' .. answer(REVERSE.UNKNOWN_CODE, nil) end
+  if r[R.store] ~= store then return 'A' .. answer(REVERSE.WRONG_STORE, r) end
   if units_out(r) == 0 then return 'A' .. answer(REVERSE.NOT_REDEEMED, r) end
-  if r.state == STATE.VOIDED or is_over(r) then return 'A' .. answer(REVERSE.REVERSAL_CLOSED, r) end
-  if r.last_at + window_s * 1000 <= now then return 'A' .. answer(REVERSE.REVERSAL_CLOSED, r) end
-  if r.cycle >= cycles_max then return 'A' .. answer(REVERSE.REVERSAL_LIMIT, r) end
+  if r[R.state] == STATE.VOIDED or is_over(r) then return 'A' .. answer(REVERSE.REVERSAL_CLOSED, r) end
+  if r[R.last_at] + window_s * 1000 <= now then return 'A' .. answer(REVERSE.REVERSAL_CLOSED, r) end
+  if r[R.cycle] >= cycles_max then return 'A' .. answer(REVERSE.REVERSAL_LIMIT, r) end
   local back, missing = choose(r, item, at, n_lines)
   if not back then return 'A' .. answer(REVERSE.NOT_REDEEMED, r, { sku = missing }) end
 
-  local figures_of, figures = stock_reader(stock_key)
-  local lines = {}
+  local figures, lines = {}, {}
   for _, line in ipairs(r.lines) do line.before = line.count end
   for n, take in ipairs(back) do
     local line = r.lines[take.n]
-    local s = figures_of(line.sku)
+    local s = figures_of(figures, stock_key, line.sku)
     s.on_hand = s.on_hand + take.count
     if release_units then
       line.count = line.count - take.count
@@ -124,23 +123,23 @@ local function reverse(item)
   if release_units then shrink_bundles(r) end
   local out, left = units_out(r), 0
   for _, line in ipairs(r.lines) do left = left + line.left end
-  r.cycle = r.cycle + 1
+  r[R.cycle] = r[R.cycle] + 1
   r.requests = r.requests .. request
   if left == 0 and out == 0 then
     end_record(r, STATE.VOIDED, forget_key, uid)
   elseif left == 0 then
     -- still redeemed, by fewer units: its afterlife begins anew
-    end_record(r, r.state, forget_key, uid)
+    end_record(r, r[R.state], forget_key, uid)
   else
-    if r.state ~= STATE.LOCKED then r.state = out == 0 and STATE.LIVE or STATE.PARTLY end
-    if not release_units and r.exp < exp then
-      r.exp = exp
+    if r[R.state] ~= STATE.LOCKED then r[R.state] = out == 0 and STATE.LIVE or STATE.PARTLY end
+    if not release_units and r[R.exp] < exp then
+      r[R.exp] = exp
       fall_due(due_key, uid)
     end
     touch(r)
   end
   local number = emit(EVENT_TYPE.REVERSED, mall, store, uid, terminal, request, body, actor,
-    pack('>BBBI4BI2', r.state, r.cycle, release_units and 1 or 0, r.exp, #lines, #reason) .. write_lines(lines) .. write_places(back) .. reason)
+    pack('>BBBI4BI2', r[R.state], r[R.cycle], release_units and 1 or 0, r[R.exp], #lines, #reason) .. write_lines(lines) .. write_places(back) .. reason)
   write_figures(stock_key, mall, store, figures)
   kept = answer(REVERSE.REVERSED, r, { seq = number, lines = lines })
   place(record_key, uid, write_record(r))

@@ -39,27 +39,25 @@ local function review(item)
   end
   local bytes = look(record_key, uid)
   local r = bytes and read_record(bytes)
-  if not r or r.mall ~= mall or r.store ~= store then return 'A' .. answer(REVIEW.UNKNOWN_CODE, 0, {}) end
+  if not r or r[R.mall] ~= mall or r[R.store] ~= store then return 'A' .. answer(REVIEW.UNKNOWN_CODE, 0, {}) end
   if is_over(r) then return 'A' .. answer(REVIEW.EXPIRED, 0, {}) end
-  if r.state ~= STATE.LOCKED then return 'A' .. answer(REVIEW.NOT_LOCKED, 0, {}) end
+  if r[R.state] ~= STATE.LOCKED then return 'A' .. answer(REVIEW.NOT_LOCKED, 0, {}) end
   if made_by(look(KEYS[4], uid) or '', actor) then return 'A' .. answer(REVIEW.OWN_TRY, 0, {}) end
 
   local lines, figures = {}, {}
   local verdict
   if decision == DECISION.APPROVE then
     verdict = REVIEW.APPROVED
-    r.state = STATE.LIVE
+    r[R.state] = STATE.LIVE
     for _, line in ipairs(r.lines) do
-      if line.left < line.count then r.state = STATE.PARTLY end
+      if line.left < line.count then r[R.state] = STATE.PARTLY end
     end
     close_review(r, uid)
   elseif decision == DECISION.REDEEM then
     verdict = REVIEW.REDEEMED
-    local figures_of
-    figures_of, figures = stock_reader(stock_key)
     for _, line in ipairs(r.lines) do
       if line.left > 0 then
-        local s = figures_of(line.sku)
+        local s = figures_of(figures, stock_key, line.sku)
         if s.on_hand < line.left then return 'A' .. answer(REVIEW.OUT_OF_STOCK, 0, {}, line.sku) end
         s.on_hand = s.on_hand - line.left
         s.reserved = s.reserved - line.left
@@ -67,7 +65,7 @@ local function review(item)
       end
     end
     for _, line in ipairs(r.lines) do line.left = 0 end
-    r.last_terminal, r.last_at = 0, now
+    r[R.last_terminal], r[R.last_at] = 0, now
     end_record(r, STATE.REDEEMED, due_key, uid)
   else
     verdict = REVIEW.VOIDED
@@ -76,7 +74,7 @@ local function review(item)
   end
   r.requests = r.requests .. request
   local number = emit(EVENT_TYPE.REVIEWED, mall, store, uid, 0, request, body, actor,
-    pack('>BBBI2', decision, r.state, #lines, #reason) .. write_lines(lines) .. reason)
+    pack('>BBBI2', decision, r[R.state], #lines, #reason) .. write_lines(lines) .. reason)
   write_figures(stock_key, mall, store, figures)
   kept = answer(verdict, number, lines)
   place(record_key, uid, write_record(r))

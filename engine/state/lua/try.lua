@@ -22,12 +22,12 @@ local function try(item)
   end
   local bytes = look(record_key, uid)
   local r = bytes and read_record(bytes)
-  if not r or r.mall ~= mall or (r.state ~= STATE.LIVE and r.state ~= STATE.PARTLY) or r.exp * 1000 <= now then
+  if not r or r[R.mall] ~= mall or (r[R.state] ~= STATE.LIVE and r[R.state] ~= STATE.PARTLY) or r[R.exp] * 1000 <= now then
     return 'N'
   end
   if #r.requests >= 12 * LIMIT.REMEMBERED_REQUESTS_MAX then return 'M' end
-  local number, locked = burn_try(r, uid, r.store, 0, request, body, actor, verdict, bucket)
-  kept = pack(TRY_ANSWER, locked and RENDER.LOCKED or verdict, now, epoch, number, LIMIT.TRIES_MAX - r.tries)
+  local number, locked = burn_try(r, uid, r[R.store], 0, request, body, actor, verdict, bucket)
+  kept = pack(TRY_ANSWER, locked and RENDER.LOCKED or verdict, now, epoch, number, LIMIT.TRIES_MAX - r[R.tries])
   place(record_key, uid, write_record(r))
   place(answer_key, request, body .. kept)
   return 'A' .. kept

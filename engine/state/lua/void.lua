@@ -28,10 +28,10 @@ local function void(item)
   local bytes = look(record_key, uid)
   local r = bytes and read_record(bytes)
   -- a record of another mall, or one that came back for another store since the caller looked, is not the one meant
-  if not r or r.mall ~= mall or r.store ~= store then return 'A' .. answer(VOID.UNKNOWN_CODE, now, 0, 0, {}) end
-  if r.state == STATE.REDEEMED then return 'A' .. answer(VOID.ALREADY_REDEEMED, r.last_at, 0, r.last_terminal, {}) end
-  if r.state == STATE.VOIDED then return 'A' .. answer(VOID.ALREADY_VOIDED, r.changed, 0, 0, {}) end
-  if is_over(r) then return 'A' .. answer(VOID.EXPIRED, r.exp * 1000, 0, 0, {}) end
+  if not r or r[R.mall] ~= mall or r[R.store] ~= store then return 'A' .. answer(VOID.UNKNOWN_CODE, now, 0, 0, {}) end
+  if r[R.state] == STATE.REDEEMED then return 'A' .. answer(VOID.ALREADY_REDEEMED, r[R.last_at], 0, r[R.last_terminal], {}) end
+  if r[R.state] == STATE.VOIDED then return 'A' .. answer(VOID.ALREADY_VOIDED, r[R.changed], 0, 0, {}) end
+  if is_over(r) then return 'A' .. answer(VOID.EXPIRED, r[R.exp] * 1000, 0, 0, {}) end
 
   local lines, figures = release(r, stock_key)
   r.requests = r.requests .. request
