@@ -196,6 +196,7 @@ def open_deployment(
         replicas=settings.replicas,
         # The default is no statement: only a number that was configured must agree.
         partitions=settings.partitions if "partitions" in settings.model_fields_set else None,
+        ledger_lag_s_max=settings.ledger_lag_s_max,
     )
     try:
         # At each opening: a folder that was made before there were markers, or restored without its own, gets one too.

@@ -7,6 +7,7 @@ the signal met, writes to a descriptor (signal.set_wakeup_fd), and that is what 
 
 from __future__ import annotations
 
+import select
 import signal
 import socket
 from types import FrameType, TracebackType
@@ -47,6 +48,15 @@ class StopSignal:
         while not self._came:
             # Returns for any signal that has a handler; which one it was, the handler knows.
             self._reader.recv(64)
+
+    def came_within(self, wait_s: float) -> bool:
+        """Whether the process was asked to stop; if not yet, that is waited for, for at most `wait_s` seconds."""
+        if not self._came and wait_s > 0:
+            poll = select.poll()
+            poll.register(self._reader, select.POLLIN)
+            if poll.poll(wait_s * 1000):
+                self._reader.recv(64)
+        return self._came
 
     def _come(self, number: int, frame: FrameType | None) -> None:
         self._came = True

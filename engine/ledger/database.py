@@ -152,6 +152,15 @@ def writing(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
+@contextlib.contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """A transaction that reads: all of it sees the database as it is at its first statement. Raises LedgerUnavailable."""
+    if engine.dialect.name != "sqlite":  # which does so anyway
+        engine = engine.execution_options(isolation_level="REPEATABLE READ")
+    with translated(), engine.connect() as connection:
+        yield connection
+
+
 def config(connection: Connection) -> Config:
     """Alembic's configuration over an open connection: nothing is read from a file."""
     made = Config()

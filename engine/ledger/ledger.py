@@ -46,8 +46,9 @@ class Row(NamedTuple):
 class Ledger:
     """An open ledger. Use it as a context manager, or close it."""
 
-    def __init__(self, engine: Engine, chain: Chain) -> None:
+    def __init__(self, engine: Engine, chain: Chain, deployment_id: str) -> None:
         self.engine = engine
+        self.deployment_id = deployment_id
         self.chain = chain
         # Rows are tuples in the order of the columns and go to the driver as they are: taking a dict apart for each of thousands
         # of rows would cost more than the database does.
@@ -65,10 +66,13 @@ class Ledger:
         """
         engine = database.connect(url, create=create and bool(deployment_id))
         try:
-            with database.writing(engine) as connection:
+            with database.snapshot(engine) as connection:
                 facts = _facts(connection)
-                if not facts and deployment_id:
-                    facts = _begin_ledger(connection, deployment_id, algorithm or "sha256")
+            if not facts and deployment_id:
+                with database.writing(engine) as connection:
+                    facts = _facts(connection) or _begin_ledger(
+                        connection, deployment_id, algorithm or "sha256"
+                    )
             if not facts:
                 raise DeploymentMismatch("the ledger is empty: no deployment has written to it yet")
             if deployment_id and facts["deployment_id"] != deployment_id:
@@ -83,7 +87,7 @@ class Ledger:
                     " ledger is made; correct the configuration",
                     field="ledger_chain",
                 )
-            return cls(engine, Chain(facts["chain"], facts["deployment_id"]))
+            return cls(engine, Chain(facts["chain"], facts["deployment_id"]), facts["deployment_id"])
         except BaseException:
             engine.dispose()
             raise

@@ -17,10 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from engine.errors import LedgerConflict, NotReplicated, Unavailable
+from engine.ledger import heads
+from engine.ledger.heads import Signer
 from engine.ledger.ledger import Head, HeadMoved, Ledger
 from engine.state import layouts
-from engine.state.events import EventType
-from engine.state.streams import CONTROL, ENTRIES_MAX, START, Entry, Place, Streams
+from engine.state.streams import CONTROL, ENTRIES_MAX, START, Entry, Place, Streams, follows
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +35,10 @@ PUBLISH_S: Final = 1.0
 """How often the store is told how far the ledger has come; servers look each second (limits.CONTROL_POLL_S)."""
 OVERLAP: Final = 256
 """Events of each partition that store and ledger must agree on when a writer begins, and when an epoch does."""
+STAND_BY_S: Final = 1.0
+"""How long a writer lets another one go on that was faster."""
+FINISH_S: Final = 5.0
+"""How long a stopping writer goes on appending what is there."""
 RETRY_S_MIN: Final = 0.2
 RETRY_S_MAX: Final = 5.0
 SHOWN_BYTES: Final = 24
@@ -50,8 +55,11 @@ class Writer:
         *,
         now_ms: Callable[[], int],
         monotonic_s: Callable[[], float] = time.monotonic,
+        signer: Signer | None = None,
     ) -> None:
         self._streams = streams
+        self._signer = signer
+        self._signed_at_s = float("-inf")
         self._ledger = ledger
         self._now_ms = now_ms
         self._monotonic_s = monotonic_s
@@ -61,6 +69,8 @@ class Writer:
         self._caught_up_ms: dict[int, int] = {}
         """Of each partition, a time (unix ms) before which all its events are in the ledger."""
         self._published_at_s = float("-inf")
+        self._standing_by = False
+        """Another writer was faster last time."""
 
     # --- state ------------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -104,9 +114,12 @@ class Writer:
             try:
                 self._heads |= self._ledger.append(self._heads, found)
             except HeadMoved:
-                _log.warning("another writer appends to the same ledger; looking where it stands")
+                if not self._standing_by:
+                    _log.warning("another writer appends to the same ledger: this one stands by")
+                self._standing_by = True
                 self.start()
                 return 0
+            self._standing_by = False
         for number in self._heads:
             entries = found.get(number, [])
             if len(entries) < ENTRIES_MAX:
@@ -114,6 +127,7 @@ class Writer:
             elif number != CONTROL:
                 self._caught_up_ms[number] = _at_ms(entries[-1])
         self._publish_when_due()
+        self._sign_when_due()
         return sum(map(len, found.values()))
 
     def _publish_when_due(self) -> None:
@@ -131,20 +145,25 @@ class Writer:
         self._streams.publish(caught_up_ms=self.caught_up_ms)
         self._published_at_s = now_s
 
+    def _sign_when_due(self) -> None:
+        now_s = self._monotonic_s()
+        if self._signer is not None and now_s - self._signed_at_s >= heads.EVERY_S:
+            self._signer.sign(self._heads, self._now_ms())
+            self._signed_at_s = now_s
+
     # --- seeing that all is right -----------------------------------------------------------------------------
     def _see_that_they_follow(self, number: int, entries: Sequence[Entry]) -> None:
         """Numbers count one by one; a new epoch begins with its own event, behind the last one of the ledger."""
         before = self._heads[number].place
         for entry in entries:
             place = Place(entry.epoch, entry.seq)
-            if place != Place(max(before.epoch, 1), before.seq + 1):
-                if not _begins_epoch(entry, before):
-                    raise LedgerConflict(
-                        f"partition {number}: event {place} follows {before} in the store, with a gap: events were lost or"
-                        " deleted before the ledger had them; compare with a backup of the store, and rebuild what is left"
-                    )
-                if before == self._heads[number].place:
-                    self._see_overlap(number, self._heads[number])
+            if not follows(before, entry):
+                raise LedgerConflict(
+                    f"partition {number}: event {place} follows {before} in the store, with a gap: events were lost or"
+                    " deleted before the ledger had them; compare with a backup of the store, and rebuild what is left"
+                )
+            if place.epoch > max(before.epoch, 1) and before == self._heads[number].place:
+                self._see_overlap(number, self._heads[number])
             before = place
 
     def _see_overlap(self, number: int, head: Head) -> None:
@@ -170,7 +189,7 @@ class Writer:
 
     # --- for ever ---------------------------------------------------------------------------------------------
     def run(self, stopping: Callable[[float], bool]) -> None:
-        """Write until `stopping` says True; it is asked between rounds with the seconds that it may wait.
+        """Write until `stopping` says True, and then what is there; it is asked between rounds with the seconds that it may wait.
 
         A store or a database that can't be reached is asked again, ever more slowly. Raises LedgerConflict, after the alarm was
         published.
@@ -199,8 +218,23 @@ class Writer:
             if failing:
                 _log.warning("the ledger goes on")
             failing, wait_s = False, RETRY_S_MIN
-            if appended < LITTLE and stopping(LINGER_S):
-                return
+            if appended < LITTLE and stopping(STAND_BY_S if self._standing_by else LINGER_S):
+                break
+        if begun:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Append what there still is, and tell the store: whoever stops a server in order wants the ledger complete."""
+        end_s = self._monotonic_s() + FINISH_S
+        try:
+            while self.step(block_ms=0) and self._monotonic_s() < end_s:
+                pass
+            self._published_at_s = float("-inf")
+            self._publish_when_due()
+            self._signed_at_s = float("-inf")
+            self._sign_when_due()
+        except (LedgerConflict, Unavailable) as error:
+            _log.warning("the ledger was not brought up to date before the end: %s", error.message)
 
     def _alarm(self, conflict: LedgerConflict) -> None:
         try:
@@ -215,10 +249,6 @@ class Writer:
     def heads(self) -> Mapping[int, Head]:
         """The last row of every partition, as this writer knows it."""
         return dict(self._heads)
-
-
-def _begins_epoch(entry: Entry, before: Place) -> bool:
-    return entry.seq == 1 and entry.epoch == max(before.epoch, 1) + 1 and entry.data[1] == EventType.EPOCH
 
 
 def _at_ms(entry: Entry) -> int:

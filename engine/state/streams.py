@@ -17,6 +17,7 @@ from engine import limits
 from engine.errors import PickgateError
 from engine.state import scripts
 from engine.state.connection import Call, Connection
+from engine.state.events import EventType
 from engine.state.keys import ControlKeys
 
 CONTROL: Final = limits.PARTITIONS_MAX
@@ -28,6 +29,7 @@ KEPT: Final = 10_000
 put back to last night's backup. About 3 MB a partition."""
 
 _CONTROL_EPOCH: Final = 1
+_EPOCH: Final = bytes([EventType.EPOCH])
 FACTS: Final = {"caught_up": "ledger_caught_up", "alarm": "ledger_alarm"}
 """Fields of the control partition's facts in which the ledger says how it is."""
 
@@ -53,6 +55,23 @@ class Entry(NamedTuple):
     seq: int
     data: bytes
     """A partition's event as its script packed it; a control event as `pack_fields` has it."""
+
+
+def next_place(before: Place) -> Place:
+    """The place behind another one, within its epoch."""
+    return Place(max(before.epoch, 1), before.seq + 1)
+
+
+def begins_epoch(entry: Entry) -> bool:
+    """Whether an event opens an epoch: the first of its own, by number and by type."""
+    return entry.seq == 1 and entry.data[1:2] == _EPOCH
+
+
+def follows(before: Place, entry: Entry) -> bool:
+    """Whether an event can stand behind a place: the next number, or the opening of the next epoch."""
+    if entry[:2] == next_place(before):
+        return True
+    return entry.epoch == max(before.epoch, 1) + 1 and begins_epoch(entry)
 
 
 def pack_fields(values: Sequence[bytes]) -> bytes:
