@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from engine import limits
 from engine.errors import ConfigError
+from engine.ledger.daily import AT_DEFAULT
 from engine.state.store_url import redacted
 from server import bounds
 
@@ -162,6 +163,11 @@ class Settings(BaseModel):
     ledger_chain: Literal["sha256", "sm3"] = Field(default="sha256", description="sha256 or sm3")
     ledger_key_file: _Path | None = Field(default=None, description="path of an Ed25519 key in PEM")
     ledger_heads_dir: _Path | None = Field(default=None, description="a folder for the ledger's signed heads")
+    ledger_reconcile_at: str = Field(
+        default=AT_DEFAULT,
+        description="a time of day and a time zone, for example '20:00 Asia/Shanghai', or 'off'",
+        pattern=r"^(off|[0-9]{2}:[0-9]{2} \S{1,64})$",
+    )
     ledger_lag_s_max: _Seconds = Field(
         default=limits.LEDGER_LAG_S_MAX,
         ge=10,

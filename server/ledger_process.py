@@ -56,6 +56,7 @@ class LedgerProcess:
             "ledger_chain": settings.ledger_chain,
             "ledger_key_file": settings.ledger_key.absolute(),
             "ledger_heads_dir": settings.ledger_heads.absolute(),
+            "ledger_reconcile_at": settings.ledger_reconcile_at,
         }
         self._environ = {name: os.environ[name] for name in _HANDED_DOWN if name in os.environ} | {
             f"{PREFIX}{key.upper()}": str(value) for key, value in chosen.items()

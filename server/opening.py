@@ -128,8 +128,8 @@ def create(
     if _lasts(settings) and settings.deployment_marker.exists():
         # New keys in place of lost ones would turn every code that is out there into a forgery, and sell its stock again.
         raise DeploymentMismatch(
-            f"the store in {settings.data_dir} held a deployment and is empty now: restore a backup of the folder; to begin "
-            f"anew, remove {settings.deployment_marker} first"
+            f"the store in {settings.data_dir} held a deployment and is empty now: restore a backup of the folder, or "
+            f"fill it with `pickgate ledger rebuild`; to begin anew, remove {settings.deployment_marker} first"
         )
     unlock = find_unlock(settings, environ, ask=ask)
     made = None

@@ -110,6 +110,8 @@ def _open_sqlite(url: URL, *, create: bool) -> Engine:
     def configure(connection: Any, _record: object) -> None:
         # The driver's own way of beginning transactions leaves reads outside of them (SQLAlchemy, "SQLite transactions").
         connection.isolation_level = None
+        # Somebody may have put text, and no UTF-8, where bytes belong: that is for `verify` to tell, not for the driver to choke on.
+        connection.text_factory = lambda data: data.decode(errors="surrogateescape")
         for pragma in ("synchronous=FULL", "cache_size=-32768"):
             connection.execute(f"PRAGMA {pragma}")
 
@@ -159,6 +161,11 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
         engine = engine.execution_options(isolation_level="REPEATABLE READ")
     with translated(), engine.connect() as connection:
         yield connection
+
+
+def raw(value: bytes | memoryview | str) -> bytes:
+    """Bytes of a column that should hold bytes, whatever somebody has put there."""
+    return value.encode(errors="surrogateescape") if isinstance(value, str) else bytes(value)
 
 
 def config(connection: Connection) -> Config:

@@ -6,6 +6,7 @@ writers can't both extend one chain: the one that comes second finds the head mo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from types import TracebackType
@@ -41,6 +42,20 @@ class Row(NamedTuple):
 
     entry: Entry
     link: bytes
+
+
+class Setup(NamedTuple):
+    """What a rebuild needs besides events."""
+
+    constants: bytes
+    """JSON, as the control partition holds it."""
+    keyring: bytes
+    """Wrapped: of no use without its passphrase."""
+
+    @property
+    def tags(self) -> list[bytes]:
+        """The hash tags of the partitions."""
+        return [tag.encode("ascii") for tag in json.loads(self.constants)["tags"]]
 
 
 class Ledger:
@@ -138,7 +153,31 @@ class Ledger:
                 connection.exec_driver_sql(self._insert_orders, orders)
         return moved
 
+    def keep_setup(self, constants: bytes, keyring: bytes) -> None:
+        """Keep what no event carries and a rebuild needs: the deployment's constants, and its keyring, wrapped as it is.
+
+        Raises LedgerUnavailable.
+        """
+        if not constants:
+            return  # a store that was made for something else than a deployment: there is nothing to rebuild
+        values = {"constants": constants.decode(), "keyring": keyring.hex()}
+        with database.writing(self.engine) as connection:
+            known = _facts(connection)
+            for name, value in values.items():
+                if name not in known:
+                    connection.execute(insert(FACTS).values(name=name, value=value))
+                elif known[name] != value:
+                    connection.execute(update(FACTS).where(FACTS.c.name == name).values(value=value))
+
     # --- reading ----------------------------------------------------------------------------------------------
+    def setup(self) -> Setup | None:
+        """What `keep_setup` kept; None when nothing was. Raises LedgerUnavailable."""
+        with database.snapshot(self.engine) as connection:
+            known = _facts(connection)
+        if "constants" not in known:
+            return None
+        return Setup(known["constants"].encode(), bytes.fromhex(known["keyring"]))
+
     def rows(self, partition: int, *, after: Place = START, upto: Place | None = None) -> Iterator[Row]:
         """The rows of a partition in order, behind `after` and up to `upto`, both as they are when they are reached.
 
@@ -170,7 +209,7 @@ def read_rows(
             columns.where(wanted).order_by(EVENTS.c.epoch, EVENTS.c.seq).limit(PAGE_ROWS)
         ).all()
         for epoch, seq, data, link in page:
-            yield Row(Entry(epoch, seq, bytes(data)), bytes(link))
+            yield Row(Entry(epoch, seq, database.raw(data)), database.raw(link))
         if len(page) < PAGE_ROWS:
             return
         after = Place(page[-1][0], page[-1][1])

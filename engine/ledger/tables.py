@@ -86,3 +86,72 @@ HEADS: Final = Table(
     sqlite_with_rowid=False,
 )
 """The last event of each partition, and how many there are: what the next one follows."""
+
+RECONCILIATIONS: Final = Table(
+    "reconciliations",
+    METADATA,
+    Column("run", Integer, primary_key=True, autoincrement=True),
+    Column("begun_ms", BigInteger, nullable=False),
+    Column("ended_ms", BigInteger, nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("clean", SmallInteger, nullable=False),
+    Column("drifts", BigInteger, nullable=False),
+    Column("shelves", BigInteger, nullable=False),
+    Column("codes", BigInteger, nullable=False),
+    Column("places", Text, nullable=False),
+    Column("totals", Text, nullable=False),
+)
+"""Each comparison of the store with the ledger. `places` is JSON: from partition to the last event compared; `totals` JSON: codes and fen of
+each mall and store. `drifts` counts all there were; the table of drifts has the first of them."""
+
+DRIFTS: Final = Table(
+    "drifts",
+    METADATA,
+    Column("run", Integer, primary_key=True, autoincrement=False),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("partition", Integer, nullable=False),
+    Column("mall_id", BigInteger, nullable=False),
+    Column("store_id", BigInteger, nullable=False),
+    Column("sku_id", BigInteger, nullable=False),
+    Column("uid", LargeBinary),
+    Column("what", Text, nullable=False),
+    Column("in_store", Text, nullable=False),
+    Column("in_ledger", Text, nullable=False),
+    Column("events", Text, nullable=False),
+)
+"""What was not equal. `events` is JSON: numbers of events since the last clean run that touched it."""
+
+ATTEMPTS: Final = Table(
+    "attempts",
+    METADATA,
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("stream_ms", BigInteger, primary_key=True, autoincrement=False),
+    Column("stream_seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("uid", LargeBinary, nullable=False),
+    Column("mall_id", BigInteger, nullable=False),
+    Column("store_id", BigInteger, nullable=False),
+    Column("terminal_id", BigInteger, nullable=False),
+    Column("verdict", SmallInteger, nullable=False),
+    Column("bucket", SmallInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Tries to redeem a genuine code that were refused and changed nothing: no events, so not chained. By the id in their stream."""
+
+Index("attempts_by_uid", ATTEMPTS.c.uid)
+Index("attempts_by_store", ATTEMPTS.c.store_id, ATTEMPTS.c.at_ms)
+Index("attempts_by_time", ATTEMPTS.c.at_ms)
+
+ATTEMPT_DAYS: Final = Table(
+    "attempt_days",
+    METADATA,
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("kept", BigInteger, nullable=False),
+    Column("dropped", BigInteger, nullable=False),
+    Column("last_ms", BigInteger, nullable=False),
+    Column("last_seq", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Of each partition and day since 1970 (UTC): how many attempts are kept, how many came past the bound and are only counted, and the id
+of the last one seen."""

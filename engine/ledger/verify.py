@@ -183,7 +183,10 @@ class _Walk:
                 next_place(self._before),
                 f"it is missing: {place} follows {self._before if self._before.seq else 'the beginning'}",
             )
-        link = self._chain.link(self._link, self._number, entry)
+        try:
+            link = self._chain.link(self._link, self._number, entry)
+        except TypeError:  # SQLite holds whatever is put into a column: text, for one
+            link = b""
         if link != row.link:
             return Fault(
                 self._number,

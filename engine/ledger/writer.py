@@ -18,6 +18,7 @@ from typing import Final
 
 from engine.errors import LedgerConflict, NotReplicated, Unavailable
 from engine.ledger import heads
+from engine.ledger.attempts import AttemptsWriter
 from engine.ledger.heads import Signer
 from engine.ledger.ledger import Head, HeadMoved, Ledger
 from engine.state import layouts
@@ -33,6 +34,8 @@ LITTLE: Final = 512
 """Events of a round, below which it lingers."""
 PUBLISH_S: Final = 1.0
 """How often the store is told how far the ledger has come; servers look each second (limits.CONTROL_POLL_S)."""
+ATTEMPTS_S: Final = 1.0
+"""How often refused attempts are copied: more than the store keeps of a partition's come in a second only in a flood."""
 OVERLAP: Final = 256
 """Events of each partition that store and ledger must agree on when a writer begins, and when an epoch does."""
 STAND_BY_S: Final = 1.0
@@ -69,6 +72,8 @@ class Writer:
         self._caught_up_ms: dict[int, int] = {}
         """Of each partition, a time (unix ms) before which all its events are in the ledger."""
         self._published_at_s = float("-inf")
+        self._attempts = AttemptsWriter(streams, ledger)
+        self._attempts_at_s = float("-inf")
         self._standing_by = False
         """Another writer was faster last time."""
 
@@ -88,6 +93,8 @@ class Writer:
             )
         for number, head in self._heads.items():
             self._see_overlap(number, head)
+        self._attempts.start()
+        self._ledger.keep_setup(*self._streams.setup())
 
     @property
     def caught_up_ms(self) -> int:
@@ -120,6 +127,8 @@ class Writer:
                 self.start()
                 return 0
             self._standing_by = False
+        if CONTROL in found:
+            self._ledger.keep_setup(*self._streams.setup())
         for number in self._heads:
             entries = found.get(number, [])
             if len(entries) < ENTRIES_MAX:
@@ -128,6 +137,7 @@ class Writer:
                 self._caught_up_ms[number] = _at_ms(entries[-1])
         self._publish_when_due()
         self._sign_when_due()
+        self._copy_attempts_when_due()
         return sum(map(len, found.values()))
 
     def _publish_when_due(self) -> None:
@@ -150,6 +160,13 @@ class Writer:
         if self._signer is not None and now_s - self._signed_at_s >= heads.EVERY_S:
             self._signer.sign(self._heads, self._now_ms())
             self._signed_at_s = now_s
+
+    def _copy_attempts_when_due(self) -> None:
+        """Refused attempts come behind the events: they may wait, and what is lost of them is no loss of a change."""
+        now_s = self._monotonic_s()
+        if now_s - self._attempts_at_s >= ATTEMPTS_S:
+            self._attempts_at_s = now_s
+            self._attempts.step()
 
     # --- seeing that all is right -----------------------------------------------------------------------------
     def _see_that_they_follow(self, number: int, entries: Sequence[Entry]) -> None:
@@ -233,6 +250,7 @@ class Writer:
             self._publish_when_due()
             self._signed_at_s = float("-inf")
             self._sign_when_due()
+            self._attempts.step()
         except (LedgerConflict, Unavailable) as error:
             _log.warning("the ledger was not brought up to date before the end: %s", error.message)
 

@@ -131,6 +131,7 @@ REGISTER: Final = load("register")
 CREATE: Final = load("create", base=False)
 CONTROL: Final = load("control", base=False)
 MARK: Final = load("mark", base=False)
+SNAPSHOT: Final = load("snapshot", base=False)
 ALL: Final = (
     OPEN,
     ISSUE,
@@ -150,4 +151,5 @@ ALL: Final = (
     CREATE,
     CONTROL,
     MARK,
+    SNAPSHOT,
 )

@@ -57,6 +57,15 @@ class Entry(NamedTuple):
     """A partition's event as its script packed it; a control event as `pack_fields` has it."""
 
 
+class Attempt(NamedTuple):
+    """One refused attempt as it lies in its stream, which the store itself numbers: by its time."""
+
+    stream_ms: int
+    stream_seq: int
+    data: bytes
+    """layouts.ATTEMPT."""
+
+
 def next_place(before: Place) -> Place:
     """The place behind another one, within its epoch."""
     return Place(max(before.epoch, 1), before.seq + 1)
@@ -133,6 +142,23 @@ class Streams:
         found = self._connection.read_raw(["XREVRANGE", self._names[number][1], "+", "-", "COUNT", 1])
         return next((Place(entry.epoch, entry.seq) for entry in _entries(number, found)), START)
 
+    def attempts(self, seen: Mapping[int, tuple[int, int]]) -> dict[int, list[Attempt]]:
+        """Refused attempts behind those seen, of each partition at most ENTRIES_MAX; does not wait. Raises StoreUnavailable."""
+        streams = [keys.attempts for keys in self._connection.partitions]
+        ids = [b"%d-%d" % seen.get(number, (0, 0)) for number in range(len(streams))]
+        reply = self._connection.read_raw(("XREAD", "COUNT", ENTRIES_MAX, "STREAMS", *streams, *ids))
+        return {
+            streams.index(stream): [_attempt(entry_id, data) for entry_id, (_, data) in found]
+            for stream, found in reply or ()
+        }
+
+    def setup(self) -> tuple[bytes, bytes]:
+        """The deployment's constants as stored and its wrapped keyring: what no event carries. Raises StoreUnavailable."""
+        constants = ("HGET", self._facts, "constants")
+        blob = ("HGET", ControlKeys().keyring, "blob")
+        found = self._connection.read([constants, blob])
+        return found[0] or b"", found[1] or b""
+
     def mark(self, places: Mapping[int, Place]) -> None:
         """Tell the store up to where the ledger has each partition's events; it drops all but the last KEPT of those.
 
@@ -171,6 +197,11 @@ def _entries(number: int, found: Sequence[Any]) -> Iterator[Entry]:
     for entry_id, (_, data) in found:
         epoch, _, seq = entry_id.partition(b"-")
         yield Entry(int(epoch), int(seq), data)
+
+
+def _attempt(entry_id: bytes, data: bytes) -> Attempt:
+    stream_ms, _, stream_seq = entry_id.partition(b"-")
+    return Attempt(int(stream_ms), int(stream_seq), data)
 
 
 def _oldest_kept(number: int, place: Place) -> bytes:

@@ -1,8 +1,10 @@
-"""The ledger's writer from a full stream into SQLite, against the same events inserted one by one."""
+"""The ledger's writer from a full stream into SQLite, against the same events inserted one by one; a store rebuilt from it."""
 
 import itertools
+import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from engine.calls import StockChange
 from engine.deployment import system_ms
 from engine.ledger import database
 from engine.ledger.ledger import Head, Ledger
+from engine.ledger.rebuild import rebuild
 from engine.ledger.writer import Writer
 from engine.state import codes, stock, streams
 from engine.state.connection import Connection, Durability
@@ -25,6 +28,7 @@ EVENTS = 40_000
 """Half of them issues, half redemptions."""
 ROUNDS = 3
 ONE_BY_ONE = 500
+CODES = 50_000
 
 SUBJECT, CASE = "write the ledger", "SQLite, a full stream"
 
@@ -98,3 +102,41 @@ def test_one_by_one(measure: Measure, connection: Connection, folder: Path) -> N
 def _append_one(ledger: Ledger, head: Head, entry: Entry) -> Head:
     """A transaction for each event, as its answer would be waited for."""
     return ledger.append({0: head}, {0: [entry]})[0]
+
+
+def test_rebuild(measure: Measure, folder: Path) -> None:
+    """CODES live codes in a ledger, into an empty store: the figure of a code is what the whole rebuild took for each."""
+    tag = spread_tags(1)[0]
+    with (
+        tempfile.TemporaryDirectory(dir=OUT, prefix="store-") as data_dir,
+        EmbeddedServer(data_dir, durability="memory") as server,
+        closing(Connection(server.url, durability=Durability.MEMORY, now_ms=system_ms)) as opened,
+        Ledger.open(database.sqlite_url(folder / "l.sqlite3"), deployment_id="bench", create=True) as ledger,
+    ):
+        opened.use_partitions([tag], create=True)
+        received = stock.StockItem(
+            draw.randbytes(12), bytes(8), MALL, STORE, SKU, StockChange.RECEIVE, 1_000_000, "", ""
+        )
+        stock.change(opened, [received])
+        for _ in range(CODES // 250):
+            issue(opened, 250)
+        writer = Writer(Streams(opened), ledger, now_ms=system_ms)
+        writer.start()
+        while writer.step(block_ms=0):
+            pass
+        ledger.keep_setup(json.dumps({"partitions": 1, "tags": [tag.decode()]}).encode(), b"")
+
+        def empty() -> tuple[()]:
+            opened.write([("FLUSHALL",)])
+            return ()
+
+        def fill() -> int:
+            with closing(
+                Connection(server.url, durability=Durability.MEMORY, now_ms=system_ms)
+            ) as connection:
+                return rebuild(connection, ledger, now_ms=system_ms()).codes
+
+        codes_made = measure(
+            "rebuild a store", "from SQLite, live codes", "engine", CODES, fill, prepare=empty, rounds=ROUNDS
+        )
+        assert codes_made == CODES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from server.daily import Daily
 from tests.race.serving import Serving, is_alive, until
 from tests.race.shop import Shop
 
@@ -142,3 +144,85 @@ def test_which_ledger_must_be_said_for_a_store_of_ones_own(serving: Serving) -> 
     )
     assert done.returncode == 2
     assert "error CONFIG: which ledger is meant is not said" in done.stderr
+
+
+def test_verify_and_reconcile_of_a_running_server(serving: Serving, tmp_path: Path) -> None:
+    sell(serving, 10)
+    until(lambda: rows(serving) == events(serving), "the ledger is complete")
+    until(lambda: any((serving.data_dir / "ledger-heads").glob("*.jsonl")), "heads are signed")
+    done = pickgate(serving, "ledger", "verify")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"SOUND  {rows(serving)} rows of" in done.stdout
+    assert "signed heads of key" in done.stdout
+
+    done = pickgate(serving, "ledger", "reconcile", "--csv", str(tmp_path / "books.csv"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "EQUAL  run 1" in done.stdout
+    with (tmp_path / "books.csv").open() as file:
+        found = list(csv.DictReader(file))
+    on_hand = [row for row in found if row["kind"] == "shelf" and row["what"] == "on_hand"]
+    assert on_hand
+    assert all(row["in_store"] == row["in_ledger"] and row["difference"] == "0" for row in on_hand)
+    assert {"codes LIVE": "10"}.items() <= {
+        row["what"]: row["in_ledger"] for row in found if row["kind"] == "total"
+    }.items()
+
+
+def test_the_audit_of_a_running_server(serving: Serving) -> None:
+    sell(serving, 3)
+    until(lambda: rows(serving) == events(serving), "the ledger is complete")
+    first = json.loads(pickgate(serving, "ledger", "audit", "--mall", "1", "--count", "2", "--json").stdout)
+    assert [one["what"] for one in first["findings"]] == ["STOCK", "ISSUED"]
+    rest = json.loads(
+        pickgate(serving, "ledger", "audit", "--mall", "1", "--after", first["after"], "--json").stdout
+    )
+    assert [one["what"] for one in rest["findings"]] == ["ISSUED", "ISSUED"]
+    assert rest["after"] == ""
+    uid = rest["findings"][0]["uid"]
+    assert uid in pickgate(serving, "ledger", "audit", "--code", uid).stdout
+    done = pickgate(serving, "ledger", "audit", "--since", "yesterday")
+    assert (done.returncode, done.stderr[:26]) == (2, "error INVALID_INPUT: since")
+
+
+def test_a_drift_is_told_and_kept(serving: Serving) -> None:
+    sell(serving, 2)
+    until(lambda: rows(serving) == events(serving), "the ledger is complete")
+    with serving.open_beside() as deployment:
+        [keys] = deployment.connection.read([("KEYS", "*}s1:*")])
+        deployment.connection.write([("DEL", keys[0])])
+    done = pickgate(serving, "ledger", "reconcile")
+    assert done.returncode == 1
+    assert "DRIFT  partition" in done.stdout
+    assert "on_hand 0 in the store, 2 by the ledger (-2)" in done.stdout
+    said = json.loads(pickgate(serving, "ledger", "runs", "--json").stdout)
+    assert [(one["number"], one["clean"], one["cause"]) for one in said["runs"]] == [(1, False, "command")]
+    one = json.loads(pickgate(serving, "ledger", "runs", "--run", "1", "--json").stdout)
+    assert {drift["what"] for drift in one["drift"]} == {"on_hand", "reserved"}
+    assert pickgate(serving, "ledger", "runs", "--run", "7").returncode == 1
+
+
+def test_a_flipped_byte_is_named_on_the_command_line(serving: Serving) -> None:
+    until(lambda: rows(serving) == events(serving), "the ledger is complete")
+    serving.end(signal.SIGTERM)
+    with closing(sqlite3.connect(serving.data_dir / "ledger.sqlite3")) as connection:
+        connection.execute("UPDATE events SET data = data || x'00' WHERE partition = 1024 AND seq = 2")
+        connection.commit()
+    done = pickgate(serving, "ledger", "verify")
+    assert done.returncode == 1
+    assert "BAD  the control partition, row 1-2: its bytes or its link were changed" in done.stdout
+
+
+def test_the_daily_reconciliation_comes_at_its_time() -> None:
+    now_ms = [1_800_000_000_000 - 1_800_000_000_000 % 86_400_000 + 12 * 3_600_000 - 1_000]
+    daily = Daily("12:00 UTC", lambda: now_ms[0], ["--version"], os.environ)
+
+    def running() -> bool:
+        daily.look()
+        return daily.running
+
+    assert not running(), "a second before"
+    now_ms[0] += 1_000
+    assert running()
+    until(lambda: not running(), "it has ended")
+    assert not running(), "once a day"
+    daily.stop()
