@@ -24,7 +24,7 @@ help: ## This list
 	@echo
 	@echo '  PYTHON=python3.12     the interpreter for .venv (default: python3; 3.11 or newer)'
 	@echo '  PICKGATE_BUILD=debug  kind of kernels: release, debug, sanitize, coverage'
-	@echo '  ARGS="-k seal -x"     passed on to pytest by test, soak, sanitize, coverage and bench'
+	@echo '  ARGS="-k seal -x"     passed on to pytest by test, soak, sanitize, coverage and bench; to loadtests by load'
 
 # --- set-up ----------------------------------------------------------------------------------------------------
 
@@ -76,7 +76,7 @@ $(BUILT): $(wildcard ext/*.pyx ext/*.pxd) setup.py | .venv/.installed
 
 # --- use and tests ----------------------------------------------------------------------------------------------
 
-.PHONY: demo test soak bench
+.PHONY: demo test soak bench load
 demo: setup ## Issue, show, scan and redeem codes on a real store and server; prints the table
 	@$(PY) examples/demo.py
 
@@ -86,8 +86,12 @@ test: setup ## All tests (the long ones in their short form)
 soak: setup ## All tests in their long form
 	@PICKGATE_SOAK=1 $(PY) -m pytest -n auto $(ARGS)
 
-bench: setup ## Benchmarks: ratios against the reference and plain calls of cryptography, in the same run
-	@$(PY) -m tests.bench $(ARGS)
+bench: setup ## Benchmarks: ratios in one run; without ARGS, a million live codes besides (some minutes)
+	@status=0; $(PY) -m tests.bench $(ARGS) || status=$$?; \
+		$(if $(ARGS),,echo; $(PY) -m tests.bench.million || status=$$((status ? status : $$?));) exit $$status
+
+load: setup ## Load on this machine, beside nothing else: ours and a comparison, peak, latency, books; writes build/load/report.html
+	@$(PY) -m loadtests lot $(ARGS)
 
 # --- checks ------------------------------------------------------------------------------------------------------
 

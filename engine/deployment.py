@@ -11,8 +11,9 @@ from typing import Final, Self
 
 from engine import keyring as keyrings
 from engine import limits
-from engine.control import Control, Random
+from engine.control import Control, Copy, Random
 from engine.errors import DeploymentMismatch, InvalidInput
+from engine.standings import Standings
 from engine.state import control as state
 from engine.state.connection import Connection, Durability
 from engine.wrapping import Unlock
@@ -48,6 +49,7 @@ class Deployment:
         self.control = control
         self.now_ms = connection.now_ms
         self._monotonic_s = monotonic_s
+        self._standings: Standings | None = None
         # Opening it greeted the server, which looks at its settings.
         self._settings_sound_at_s = monotonic_s()
 
@@ -153,6 +155,13 @@ class Deployment:
             connection.close()
             raise
         return cls(connection, constants, control, monotonic_s=monotonic_s)
+
+    def standings(self, copy: Copy, now_s: int) -> Standings:
+        """What holds at each store in this second, under a copy of the set-up."""
+        kept = self._standings
+        if kept is None or not kept.hold(copy, now_s):
+            kept = self._standings = Standings(copy, now_s)
+        return kept
 
     def look(self) -> None:
         """Look whether calls can be answered now: the set-up fresh, the keyring open, every partition there.

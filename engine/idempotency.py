@@ -7,7 +7,6 @@ a fresh QR code, from a step further on, or with the PIN typed again.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Final
@@ -18,24 +17,31 @@ BODY_BYTES: Final = 8
 """64 bits: compared with one other digest only, that of the same request id."""
 
 
+_REQUESTS: Final = blake2b(digest_size=REQUEST_BYTES, person=b"pickgate-request")
+_BODIES: Final = blake2b(digest_size=BODY_BYTES, person=b"pickgate-body")
+"""Hashers with nothing in them yet: a copy costs a third of a new one."""
+
+
 def request_digest(caller: str, verb: str, request_id: str) -> bytes:
     """Digest (12 bytes, BLAKE2b, RFC 7693) of a request id in its scope, for example ("terminal:7:2001:3", "redeem", id)."""
-    text = "\0".join((caller, verb, request_id)).encode()
-    return blake2b(text, digest_size=REQUEST_BYTES, person=b"pickgate-request").digest()
+    hasher = _REQUESTS.copy()
+    hasher.update(f"{caller}\0{verb}\0{request_id}".encode())
+    return hasher.digest()
 
 
 def body_digest(*parts: bytes | int | str | Iterable[tuple[int, ...]]) -> bytes:
     """Digest (8 bytes, BLAKE2b) of what a request wants done. Each part is framed by its length, so parts can't run together."""
-    hasher = blake2b(digest_size=BODY_BYTES, person=b"pickgate-body")
+    framed: list[bytes] = []
     for part in parts:
-        if isinstance(part, int):
+        if isinstance(part, bytes):
+            data = part
+        elif isinstance(part, int):
             data = b"%d" % part
         elif isinstance(part, str):
             data = part.encode()
-        elif isinstance(part, bytes):
-            data = part
         else:
             data = repr([tuple(item) for item in part]).encode("ascii")
-        hasher.update(struct.pack(">I", len(data)))
-        hasher.update(data)
+        framed += (len(data).to_bytes(4, "big"), data)
+    hasher = _BODIES.copy()
+    hasher.update(b"".join(framed))
     return hasher.digest()

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from engine import limits, policy, serial
+from engine import limits, policy, proof, serial
 from engine.calls import (
     ConfirmAnswer,
     ConfirmRequest,
@@ -170,17 +170,20 @@ def _issue_item(
 ) -> codes.IssueItem:
     if request.mall_id not in copy.malls:
         raise UnknownMall(f"mall {request.mall_id} is not registered: put it first", field="mall_id")
-    finding, finding_sku = _finding(copy, request)
     terms = copy.policies.resolve_lines(
         request.store_id, request.mall_id, [line.sku_id for line in request.lines]
     )
     version = request.version or terms.version
-    proof_needed = version is Version.VALUABLE and bool(copy.providers)
+    proof_needed = version is Version.VALUABLE and terms.customer_proof == "required"
     if proof_needed and not terms.proof_methods:
         raise InvalidInput(
             "the SKUs' policies have no way of proof in common: issue a code for each, or change the policies",
             field="lines",
         )
+    finding, finding_sku = _finding(copy, request)
+    if finding is None and proof_needed and not proof.provable(copy.providers, terms.proof_methods):
+        # It could be handed out to nobody, and without a proof it must not be: refuse before anybody has paid.
+        finding = IssueVerdict.PROOF_UNAVAILABLE
     # Without an active key the code could never be shown: refuse before stock is reserved for it.
     keys.active_kid(version, request.suite)
     static = version is Version.STATIC

@@ -15,6 +15,7 @@ nowhere else on that level.
 | terminal_location | required | x | (the store itself) | | |
 | customer_location | off | x | x | x | strictest |
 | pickup_mode | dynamic | x | x | x (or the catalogue) | strongest |
+| customer_proof | required | x | x | x | strictest |
 | proof_methods | all | x | x | x | those that every line offers |
 | tiers | 30, 10, 5, 1 %, 2 points | x | x | x | |
 
@@ -46,6 +47,8 @@ Level = Literal["deployment", "store", "sku"]
 """Where a policy stands, least specific first."""
 LocationRule = Literal["off", "optional", "required"]
 """Whether a position is looked at: never; only when one is stated; always, and one must be stated. Laxest first."""
+ProofRule = Literal["off", "required"]
+"""Whether a valuable code is handed out against a proof of who the customer is only. Laxest first."""
 ProofMethod = Literal["face", "id_document", "two_staff"]
 """How a provider made sure who the customer is. Face is never the only way that is offered.
 
@@ -116,8 +119,8 @@ class Policy(Entry):
     24 h). payload_life_s: how long a rendered payload is taken (60 .. 600). reversal_window_s: how long after a redemption it
     can be reversed (0, never, .. 30 days). cycles_max: how often one code may be redeemed and reversed (1 .. 10).
     terminal_location, customer_location: whether the terminal's position at redeem, the customer's at render, is looked at.
-    pickup_mode: how codes are handed over. proof_methods: which proofs open a valuable code, never face alone. tiers: stock
-    tiers. Raises InvalidInput, naming the field, its value and what was expected.
+    pickup_mode: how codes are handed over. customer_proof: whether a valuable code needs a proof of who the customer is.
+    proof_methods: which proofs open it, never face alone. tiers: stock tiers. Raises InvalidInput, naming the field, its value and what was expected.
     """
 
     NESTED: ClassVar = {"tiers": Tiers}
@@ -134,6 +137,7 @@ class Policy(Entry):
     terminal_location: LocationRule | None = None
     customer_location: LocationRule | None = None
     pickup_mode: PickupMode | None = None
+    customer_proof: ProofRule | None = None
     proof_methods: tuple[ProofMethod, ...] | None = None
     tiers: Tiers | None = None
 
@@ -192,6 +196,7 @@ LEVELS_OF_FIELD: Final[Mapping[str, frozenset[Level]]] = {
     "terminal_location": frozenset(("deployment",)),
     "customer_location": _EVERYWHERE,
     "pickup_mode": _EVERYWHERE,
+    "customer_proof": _EVERYWHERE,
     "proof_methods": _EVERYWHERE,
     "tiers": _EVERYWHERE,
 }
@@ -208,6 +213,7 @@ _CHOICES_OF_FIELD: Final[Mapping[str, tuple[str, ...]]] = {
     "terminal_location": get_args(LocationRule),
     "customer_location": get_args(LocationRule),
     "pickup_mode": get_args(PickupMode),
+    "customer_proof": get_args(ProofRule),
 }
 
 
@@ -235,6 +241,7 @@ class Terms:
     terminal_location: LocationRule
     customer_location: LocationRule
     pickup_mode: PickupMode
+    customer_proof: ProofRule
     proof_methods: tuple[ProofMethod, ...]
 
     @property
@@ -259,6 +266,7 @@ BUILT_IN: Final = Resolved(
     terminal_location="required",
     customer_location="off",
     pickup_mode="dynamic",
+    customer_proof="required",
     proof_methods=get_args(ProofMethod),
     tiers=Tiers(),
 )
@@ -330,12 +338,13 @@ class Policies:
 
 
 _STRICTNESS: Final = get_args(LocationRule)
+_PROOF_STRICTNESS: Final = get_args(ProofRule)
 
 
 def strictest(lines: Sequence[Resolved]) -> Terms:
     """What holds for a code whose lines (at least one) are SKUs at one store with these policies: what satisfies each of them.
 
-    The shortest times, the stricter location, the better protected mode, and the proof methods that every line offers. If those
+    The shortest times, the stricter location and proof, the better protected mode, and the proof methods that every line offers. If those
     are none, or face alone, `proof_methods` is empty: then no proof opens such a code, and a valuable one must not be issued.
     """
     first = lines[0]
@@ -351,5 +360,6 @@ def strictest(lines: Sequence[Resolved]) -> Terms:
         terminal_location=first.terminal_location,
         customer_location=max((line.customer_location for line in lines), key=_STRICTNESS.index),
         pickup_mode=max((line.pickup_mode for line in lines), key=VERSION_OF_MODE.__getitem__),
+        customer_proof=max((line.customer_proof for line in lines), key=_PROOF_STRICTNESS.index),
         proof_methods=() if methods == ("face",) else methods,
     )

@@ -5,13 +5,14 @@ What they find travels into the redeem script and applies only if nothing before
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from engine import limits
-from engine.claims import Position
+from engine.claims import Position, Version
 from engine.policies import LocationRule
 from engine.stores import Store
 from engine.verdict import RedeemVerdict
@@ -34,45 +35,93 @@ def is_stale(stamp_s: int, expires_at_s: int, now_s: int, *, life_s: int, static
     return not stamp_s - limits.STAMP_SKEW_S <= now_s <= stamp_s + life_s + limits.STAMP_SKEW_S
 
 
+def are_stale(
+    stamps_s: npt.NDArray[np.uint32],
+    expiries_s: npt.NDArray[np.uint32],
+    versions: npt.NDArray[np.uint8],
+    now_s: int,
+    lives_s: npt.NDArray[np.int64],
+) -> npt.NDArray[np.bool_]:
+    """For each payload as `is_stale`, column by column."""
+    stamps_s, lives_s = stamps_s.astype(np.int64), lives_s + limits.STAMP_SKEW_S
+    fresh = (stamps_s - limits.STAMP_SKEW_S <= now_s) & (now_s <= stamps_s + lives_s)
+    stale: npt.NDArray[np.bool_] = (expiries_s <= now_s) | ~((versions == Version.STATIC) | fresh)
+    return stale
+
+
+class Places(NamedTuple):
+    """Where callers are and where they should be: columns of one length.
+
+    latitude_deg, longitude_deg, accuracy_m: float64, as stated; where nothing is stated they say nothing. stated: bool.
+    store_latitude_deg, store_longitude_deg: float64, the store in the caller's datum. radius_m: float64. rules: uint8, RULES'
+    numbers; "off" for a store that nobody knows.
+    """
+
+    stated: npt.NDArray[np.bool_]
+    latitude_deg: npt.NDArray[np.float64]
+    longitude_deg: npt.NDArray[np.float64]
+    accuracy_m: npt.NDArray[np.float64]
+    store_latitude_deg: npt.NDArray[np.float64]
+    store_longitude_deg: npt.NDArray[np.float64]
+    radius_m: npt.NDArray[np.float64]
+    rules: npt.NDArray[np.uint8]
+
+
+RULES: Final[Mapping[LocationRule, int]] = {"off": 0, "optional": 1, "required": 2}
+
+
+def judge_columns(places: Places) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """For each caller the number of the RedeemVerdict that its position finds against it (0: none), and its distance bucket.
+
+    Passes when distance ≤ radius + min(accuracy, 100 m), compared in the caller's datum.
+    """
+    looked = places.rules != RULES["off"]
+    findings = np.where(
+        (places.rules == RULES["required"]) & ~places.stated, RedeemVerdict.LOCATION_REQUIRED.number, 0
+    ).astype(np.uint8)
+    unreliable = looked & places.stated & (places.accuracy_m > limits.ACCURACY_M_MAX)
+    findings[unreliable] = RedeemVerdict.LOCATION_UNRELIABLE.number
+    buckets = np.full(len(findings), UNKNOWN_DISTANCE, np.uint8)
+    measured = np.flatnonzero(looked & places.stated & ~unreliable)
+    if not len(measured):
+        return findings, buckets
+    at = places.latitude_deg[measured], places.longitude_deg[measured]
+    store = places.store_latitude_deg[measured], places.store_longitude_deg[measured]
+    allowance_m = np.minimum(places.accuracy_m[measured], limits.ACCURACY_ALLOWANCE_M_MAX)
+    inside = within_batch(*at, *store, places.radius_m[measured] + allowance_m)
+    findings[measured[~inside]] = RedeemVerdict.OUT_OF_RANGE.number
+    buckets[measured] = [distance_bucket(metres) for metres in distance_batch(*at, *store).tolist()]
+    return findings, buckets
+
+
 def judge_places(
     stores: Sequence[Store | None], positions: Sequence[Position | None], rules: Sequence[LocationRule]
 ) -> list[tuple[RedeemVerdict | None, int]]:
-    """For each caller, what its position says against it (None: nothing), and the distance bucket that may be kept.
+    """As `judge_columns`, for positions and stores as values: what is found against each, and the distance bucket.
 
-    Passes when distance ≤ radius + min(accuracy, 100 m), compared in the caller's datum. `stores[i]` is the store that the
-    caller should be at; None (unknown) finds nothing here. `rules[i]` says whether the position is looked at.
+    `stores[i]` is the store that the caller should be at; None (unknown) finds nothing here. `rules[i]` says whether the
+    position is looked at.
     """
-    findings: list[tuple[RedeemVerdict | None, int]] = [(None, UNKNOWN_DISTANCE)] * len(stores)
-    measured: list[int] = []
-    for n, (store, position, rule) in enumerate(zip(stores, positions, rules, strict=True)):
-        if store is None or rule == "off":
-            continue
-        if position is None:
-            if rule == "required":
-                findings[n] = (RedeemVerdict.LOCATION_REQUIRED, UNKNOWN_DISTANCE)
-        elif position.accuracy_m > limits.ACCURACY_M_MAX:
-            findings[n] = (RedeemVerdict.LOCATION_UNRELIABLE, UNKNOWN_DISTANCE)
-        else:
-            measured.append(n)
-    if not measured:
-        return findings
-    rows = np.empty((5, len(measured)))
-    for column, n in enumerate(measured):
-        at, store = positions[n], stores[n]
-        assert at is not None
-        assert store is not None
-        latitude_deg, longitude_deg = store.positions[at.datum]
-        allowance_m = min(at.accuracy_m, limits.ACCURACY_ALLOWANCE_M_MAX)
-        rows[:, column] = (
-            at.latitude_deg,
-            at.longitude_deg,
-            latitude_deg,
-            longitude_deg,
-            store.radius_m + allowance_m,
+    rows = []
+    for store, at, rule in zip(stores, positions, rules, strict=True):
+        place = store.positions[at.datum] if store and at else (0.0, 0.0)
+        radius_m = store.radius_m if store else 0
+        stated = (at.latitude_deg, at.longitude_deg, at.accuracy_m) if at else (0.0, 0.0, 0.0)
+        rows.append((at is not None, *stated, *place, radius_m, RULES[rule if store else "off"]))
+    table = np.array(rows, np.float64).reshape(len(rows), len(Places._fields)).T
+    findings, buckets = judge_columns(
+        Places(
+            table[0] != 0,
+            table[1],
+            table[2],
+            table[3],
+            table[4],
+            table[5],
+            table[6],
+            table[7].astype(np.uint8),
         )
-    inside = within_batch(*rows)
-    distances_m = distance_batch(*rows[:4])
-    for column, n in enumerate(measured):
-        bucket = distance_bucket(float(distances_m[column]))
-        findings[n] = (None if inside[column] else RedeemVerdict.OUT_OF_RANGE, bucket)
-    return findings
+    )
+    return [
+        (RedeemVerdict.numbered(finding) if finding else None, bucket)
+        for finding, bucket in zip(findings.tolist(), buckets.tolist(), strict=True)
+    ]

@@ -233,6 +233,16 @@ class Provider(Entry):
         return next((key for key in self.keys if key.kid == kid), None)
 
 
+def provable(providers: Mapping[str, Provider], offered: Sequence[ProofMethod]) -> tuple[ProofMethod, ...]:
+    """Of the methods that a policy offers, those by which a registered provider may vouch now; none if that is face alone.
+
+    Face is never the only way (engine.policies.ProofMethod), whether the policy or the providers would make it so.
+    """
+    known = {method for one in providers.values() if not one.revoked for method in one.methods}
+    methods = tuple(method for method in offered if method in known)
+    return () if methods == ("face",) else methods
+
+
 # --- tokens -------------------------------------------------------------------------------------------------------------
 class _Refused(Exception):
     def __init__(self, reason: ProofRefusal) -> None:

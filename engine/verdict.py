@@ -58,7 +58,8 @@ class Verdict(Enum):
     @classmethod
     def numbered(cls, number: int) -> Self:
         """The member with a stable number. Raises KeyError for a number that this version doesn't know."""
-        return {member.number: member for member in cls}[number]
+        members: dict[int, Self] = cls._value2member_map_  # type: ignore[assignment]  # kept by Enum itself, by value
+        return members[number]
 
     @property
     def slug(self) -> str:
@@ -182,6 +183,12 @@ _UNKNOWN_SKU = Answer(
     "商品 {sku_id} 不在商城目录中。",
     "SKU {sku_id} is not in the mall's catalogue: put it there first.",
 )
+_PROOF_UNAVAILABLE = Answer(
+    Next.FINAL,
+    "贵重商品凭身份核验提货，但尚无已登记的核验机构能按规则核验（不得仅限人脸）：请先登记核验机构，或在规则中写明免核验。",
+    "Valuable goods need a proof of who the customer is, and no registered provider gives one that the policy offers (face alone"
+    " is not enough): register a provider, or have the policy say that none is needed.",
+)
 _UNKNOWN_STORE = Answer(
     Next.FINAL,
     "门店 {store_id} 不存在或不属于该商城。",
@@ -202,6 +209,7 @@ class HoldVerdict(Verdict):
     STORE_CLOSED = 5, _STORE_CLOSED
     CHANNEL_CLOSED = 6, _CHANNEL_CLOSED
     PROMOTION_STOPPED = 7, _PROMOTION_STOPPED
+    PROOF_UNAVAILABLE = 8, _PROOF_UNAVAILABLE
 
 
 class IssueVerdict(Verdict):
@@ -214,6 +222,7 @@ class IssueVerdict(Verdict):
     STORE_CLOSED = 5, _STORE_CLOSED
     CHANNEL_CLOSED = 6, _CHANNEL_CLOSED
     PROMOTION_STOPPED = 7, _PROMOTION_STOPPED
+    PROOF_UNAVAILABLE = 8, _PROOF_UNAVAILABLE
 
 
 class ConfirmVerdict(Verdict):

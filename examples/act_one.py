@@ -12,6 +12,8 @@ EXPIRING: Final = "1019"
 """The order whose code lives for 60 s."""
 TOO_MUCH: Final = "1025"
 """The order that asks for more than there is."""
+VALUABLE: Final = "1009"
+"""A valuable that is ordered before anybody is registered who could prove who its customer is."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ def flip(text: str, at: int) -> str:
 
 def begin(session: Session) -> Waiting:
     """Issue a code for every order; then first of all those that need time to pass."""
+    session.issue(VALUABLE, "issue: nobody could vouch", "PROOF_UNAVAILABLE")
+    session.put_provider()
     session.issue_batch(order_id for order_id in session.order_ids["orders"] if order_id != TOO_MUCH)
     session.issue(TOO_MUCH, "issue: more than there is", "STOCK_SHORT")
     session.ending.add(EXPIRING)
@@ -122,8 +126,12 @@ def pickups(session: Session) -> None:
         replayed=True,
         facts={"event_id": first.event_id, "at_ms": first.at_ms},
     )
-    session.scan("1009", "QR code, signed (Ed25519)", "REDEEMED", 21, session.show("1009"))
-    session.scan("1010", "QR code, signed (SM2)", "REDEEMED", 31, session.show("1010"))
+    for order_id, what, terminal_id in (
+        ("1009", "QR code and proof (Ed25519)", 21),
+        ("1010", "QR code and proof (SM2)", 31),
+    ):
+        code = session.show(order_id)
+        session.scan(order_id, what, "REDEEMED", terminal_id, code, proof_token=session.proof(order_id))
 
 
 def forgeries(session: Session) -> None:
@@ -132,7 +140,8 @@ def forgeries(session: Session) -> None:
     session.scan("1012", "one character flipped", "INVALID_CODE", 31, flipped, say=True)
     forged = session.picture(flip(session.rendered("1023").text, 150), "1023-forged")
     session.scan("1023", "flipped in the signature", "INVALID_CODE", 31, forged)
-    session.scan("1023", "the genuine one", "REDEEMED", 31, session.show("1023"))
+    genuine = session.show("1023")
+    session.scan("1023", "the genuine one", "REDEEMED", 31, genuine, proof_token=session.proof("1023"))
     poster = session.picture("HTTPS://EXAMPLE.COM/COUPON/42", "not-a-code")
     session.scan("1022", "not a code: a poster's QR code", "INVALID_CODE", 19, poster)
 
@@ -159,13 +168,28 @@ def places(session: Session) -> None:
     )
     session.scan("1015", "the same, said to be GCJ-02", "REDEEMED", 12, session.show("1015"))
 
-    code = session.show("1016")
-    session.scan("1016", "location missing", "LOCATION_REQUIRED", 21, code, without_position=True, say=True)
+    code, proof = session.show("1016"), session.proof("1016")
+    session.scan(
+        "1016",
+        "location missing",
+        "LOCATION_REQUIRED",
+        21,
+        code,
+        proof_token=proof,
+        without_position=True,
+        say=True,
+    )
     vague = types_pb.Position()
     vague.CopyFrom(beijing)
     vague.accuracy_m = 800
     session.scan(
-        "1016", "location accurate to 800 m", "LOCATION_UNRELIABLE", 21, session.show("1016"), position=vague
+        "1016",
+        "location accurate to 800 m",
+        "LOCATION_UNRELIABLE",
+        21,
+        session.show("1016"),
+        proof_token=proof,
+        position=vague,
     )
     session.scan("1017", "no location, and none required", "REDEEMED", 32, session.show("1017"))
 

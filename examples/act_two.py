@@ -6,22 +6,19 @@ of who the customer is; a SKU that runs out, tier by tier, with what its watcher
 
 from __future__ import annotations
 
-import base64
 import queue
 import threading
 import time
-import uuid
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Final, Self
 
-import jwt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from examples.provider import Provider
 from examples.session import TIME_ZONE, Figures, Key, Session, Subject, clock, moved
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import review_service_pb2 as review_pb
@@ -158,8 +155,6 @@ def bundle(session: Session) -> None:
 def proofs(session: Session) -> None:
     """Valuables: the customer's phone must be near, and somebody must vouch for who the customer is."""
     session.heading("Valuables: here, and identified")
-    key, stranger = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-    put_provider(session, key)
     session.issue("3004", "the catalogue says how: valuable")
     shop = session.terminals[11].position
     assert shop is not None
@@ -173,46 +168,12 @@ def proofs(session: Session) -> None:
         "PROOF_REJECTED",
         11,
         code,
-        proof_token=proof_token(stranger, uid),
+        proof_token=Provider().vouch(uid),
         # The phone that was too far away has used up the first.
         facts={"tries_left": 1},
         say=True,
     )
-    session.scan("3004", "the provider's proof", "REDEEMED", 11, code, proof_token=proof_token(key, uid))
-
-
-PROVIDER: Final = "id-check.example"
-PROVIDER_KID: Final = "demo"
-
-
-def put_provider(session: Session, key: Ed25519PrivateKey) -> None:
-    """Register a provider of proofs with its public key; from now on a valuable code that is issued needs a proof."""
-    provider = store_pb.Provider(
-        provider_id=PROVIDER,
-        name="身份核验服务 ID Check",
-        keys=[
-            store_pb.ProviderKey(
-                kid=PROVIDER_KID,
-                alg=store_pb.PROOF_ALGORITHM_EDDSA,
-                x=base64.urlsafe_b64encode(key.public_key().public_bytes_raw()).rstrip(b"=").decode(),
-            )
-        ],
-        methods=[types_pb.PROOF_METHOD_FACE, types_pb.PROOF_METHOD_ID_DOCUMENT],
-    )
-    request = store_pb.PutProvidersRequest(providers=[provider], request_id=session.new_id(), actor="demo")
-    session.client.call(session.client.stores.PutProviders, request)
-
-
-def proof_token(key: Ed25519PrivateKey, uid: str) -> str:
-    """What the provider's service hands out once it has seen the customer's document: a signed token for this one code."""
-    claims = {
-        "iss": PROVIDER,
-        "uid": uid,
-        "iat": int(time.time()),
-        "method": "id_document",
-        "jti": uuid.uuid4().hex,
-    }
-    return jwt.encode(claims, key, algorithm="EdDSA", headers={"kid": PROVIDER_KID})
+    session.scan("3004", "the provider's proof", "REDEEMED", 11, code, proof_token=session.proof("3004"))
 
 
 def tiers(session: Session, watcher: Watcher) -> list[stock_pb.TierCrossing]:

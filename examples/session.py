@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from examples.provider import Provider
 from pickgate.v1 import code_service_pb2 as code_pb
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import review_service_pb2 as review_pb
@@ -185,6 +186,7 @@ class Session:
         self.adjusted: Counter[Key] = Counter()
         self.redeemed: Counter[Key] = Counter()
         self.reversed: Counter[Key] = Counter()
+        self.provider = Provider()
         self.shows_reserved = False
         self.table = self.new_table()
 
@@ -404,6 +406,17 @@ class Session:
             )
             return ""
         return str(found[0].text)
+
+    def put_provider(self) -> None:
+        """Register the provider of proofs: from now on valuable codes can be issued."""
+        request = store_pb.PutProvidersRequest(
+            providers=[self.provider.entry], request_id=self.new_id(), actor="demo"
+        )
+        self.client.call(self.client.stores.PutProviders, request)
+
+    def proof(self, order_id: str) -> str:
+        """The provider's token for the code of an order: good for two minutes and one redemption."""
+        return self.provider.vouch(self.orders[order_id].uid)
 
     # --- at the counter -----------------------------------------------------------------------------------------
 

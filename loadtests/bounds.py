@@ -17,3 +17,79 @@ LAG_P99_MS_MAX: Final = 5.0
 CPU_SHARE_MAX: Final = 0.8
 SAMPLES_MAX: Final = 5
 """Messages of failed calls that are kept."""
+
+# --- peak and steps ----------------------------------------------------------------------------------------------
+PROBE_CODES: Final = 400
+"""For a first idea of the rate, from which the number of codes is reckoned."""
+WINDOWS: Final = (8, 16, 32, 64)
+"""Calls outstanding on each connection when the peak is looked for."""
+PEAK_ROUND_S: Final = 3.0
+PEAK_ROUNDS: Final = 3
+"""Rounds at the best window, of both stacks in turn, so that noise hits both; the median counts."""
+STEPS_PERCENT: Final = (10, 25, 50, 70, 80, 90, 95)
+STEP_S: Final = 6.0
+NAMED_RATE_PER_S: Final = 1_000
+"""The owner's second figure is p50 at this rate."""
+WARM_UP_SHARE: Final = 0.15
+"""Of each step: the first part does not count, it still feels the step before."""
+CODES_MARGIN: Final = 1.4
+"""Codes made for a run, by those that it should need."""
+CODES_AGE_S_MAX: Final = 400.0
+"""A payload older than this at the beginning of a run is not used; it lives for 600 s."""
+
+# --- what `make load` passes and fails by ---------------------------------------------------------------------------
+WIDE: Final = 0.7
+"""A target counts as missed below this share of it: figures of one run scatter, most of all on a shared machine."""
+PEAK_RATIO_WANTED: Final = 8.0
+"""Our peak by the comparison's at equal durability."""
+P99_RATIO_WANTED: Final = 1.0
+"""Our p99 at 80 % of our peak by the comparison's at 80 % of its own: at eight times the rate, not slower. Fails past 1 / WIDE."""
+GOAL_PEAK_PER_S: Final = 10_000.0
+GOAL_P99_MS: Final = 25.0
+GOAL_P50_MS: Final = 3.0
+"""Goals in absolute figures are reported, and never decide: they depend on the machine and on who else uses it."""
+
+# --- overload -----------------------------------------------------------------------------------------------------
+OVERLOAD_TIMES: Final = 3.0
+OVERLOAD_CONNECTIONS: Final = 256
+"""More callers come with more connections. Each takes 100 calls at a time at most; were they fewer, calls would queue here, and
+what is shed and how soon all is well again would be the generator's doing."""
+OVERLOAD_BEFORE_S: Final = 4.0
+OVERLOAD_AFTER_S: Final = 6.0
+OVERLOAD_BESIDE: Final = 0.5
+"""Load before and after, as a share of the peak."""
+OVERLOAD_GOODPUT_MIN: Final = 0.8
+OVERLOAD_RECOVERY_S: Final = 2.0
+OVERLOAD_P99_TIMES: Final = 2.0
+OVERLOAD_P99_SLACK_MS: Final = 10.0
+"""p99 is back to normal at OVERLOAD_P99_TIMES that of before, or this much more, whichever allows more."""
+OVERLOAD_RSS_TIMES: Final = 1.5
+OVERLOAD_RSS_SLACK_BYTES: Final = 64 * 2**20
+"""Memory is bounded if it stays below OVERLOAD_RSS_TIMES that of before and this: queues have bounds, heaps have slack."""
+
+# --- soak and idle ------------------------------------------------------------------------------------------------
+SOAK_SHARE: Final = 0.5
+SOAK_SLICE_S: Final = 20.0
+"""Codes are made for one slice at a time: payloads go stale."""
+SOAK_SETTLED_S: Final = 60.0
+SOAK_RSS_GROWTH_MAX: Final = 0.05
+IDLE_TERMINALS: Final = 2_000
+IDLE_COST_MAX: Final = 0.2
+IDLE_ROUNDS: Final = 3
+IDLE_ROUND_S: Final = 3.0
+
+# --- rush (Locust) ------------------------------------------------------------------------------------------------
+RUSH_USERS: Final = 60
+RUSH_SECONDS: Final = 60.0
+RUSH_PROCESSES: Final = 2
+RUSH_CALL_TIMEOUT_S: Final = 10.0
+RUSH_RETRY_SHARE: Final = 0.1
+RUSH_CALLS_MIN: Final = 100
+"""Fewer calls say nothing, above all not that all is well."""
+RUSH_FAIL_RATIO_MAX: Final = 0.001
+RUSH_P95_MS_MAX: Final = 500.0
+"""Of all calls, Locust's own greenlets on the same cores included: a bound against collapse, not a figure to be proud of."""
+
+# --- h2load -------------------------------------------------------------------------------------------------------
+H2LOAD_CALLS: Final = 5_000
+H2LOAD_STREAMS: Final = 16

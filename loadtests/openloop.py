@@ -118,8 +118,8 @@ def open_loop(
             take(pool.poll(max(0, wait_ns) / 1e9))
             if each_tick is not None:
                 each_tick()
-        run.sent, run.sending_s = sent, (clock_ns() - began_ns) / 1e9
-        run.cpu_share = (time.process_time() - cpu_began_s) / max(run.sending_s, 1e-9)
+        run.sent, run.sending_s = sent, max(0, clock_ns() - began_ns) / 1e9
+        run.cpu_share = (time.process_time() - cpu_began_s) / max(run.sending_s, 1e-3)
         take.sending = False
         _drain(pool, take, clock_ns, drain_s)
     run.total_s, run.reconnects = (clock_ns() - began_ns) / 1e9, pool.reconnects
@@ -173,7 +173,7 @@ def closed_loop(
             free += [take.slots[item.tag] for item in done]
             take(done)
         run.sent, run.sending_s = len(due), (clock_ns() - began_ns) / 1e9
-        run.cpu_share = (time.process_time() - cpu_began_s) / max(run.sending_s, 1e-9)
+        run.cpu_share = (time.process_time() - cpu_began_s) / max(run.sending_s, 1e-3)
         take.sending = False
         _drain(pool, take, clock_ns, drain_s)
     run.total_s, run.reconnects = (clock_ns() - began_ns) / 1e9, pool.reconnects
@@ -211,7 +211,7 @@ class _Taker:
                 run.good += 1
                 run.good_while_sending += self.sending
                 run.good_latencies_ns.append(at_ns - began_ns - due_ns[tag])
-                run.good_at_ns.append(at_ns - began_ns)
+                run.good_due_ns.append(due_ns[tag])
                 run.acknowledged.append(card_of[tag])
 
     def _refused(self, tag: int, status: Status) -> None:

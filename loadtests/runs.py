@@ -61,8 +61,8 @@ class Run:
     good_while_sending: int = 0
     """Those answered before the end of sending: goodput is these by `sending_s`."""
     good_latencies_ns: array[int] = field(default_factory=lambda: array("q"))
-    good_at_ns: array[int] = field(default_factory=lambda: array("q"))
-    """When each came, from the beginning."""
+    good_due_ns: array[int] = field(default_factory=lambda: array("q"))
+    """When each of these calls was due, from the beginning."""
     shed_without_advice: int = 0
     """RESOURCE_EXHAUSTED without google.rpc.RetryInfo."""
     lags_ns: array[int] = field(default_factory=lambda: array("q"))
@@ -79,6 +79,23 @@ class Run:
     def goodput_per_s(self) -> float:
         """Wanted verdicts per second of sending."""
         return self.good_while_sending / self.sending_s if self.sending_s else 0.0
+
+    def part(self, from_s: float, to_s: float) -> list[int]:
+        """Latencies of the good calls that were due in a span, nanoseconds."""
+        first, last = from_s * 1e9, to_s * 1e9
+        return [
+            latency
+            for due, latency in zip(self.good_due_ns, self.good_latencies_ns, strict=True)
+            if first <= due < last
+        ]
+
+    def good_within(self, from_s: float, to_s: float) -> int:
+        """How many good answers came in a span."""
+        first, last = from_s * 1e9, to_s * 1e9
+        return sum(
+            first <= due + latency < last
+            for due, latency in zip(self.good_due_ns, self.good_latencies_ns, strict=True)
+        )
 
     @property
     def lag_p99_ms(self) -> float:

@@ -72,6 +72,7 @@ class Codes:
     """Codes ready to be redeemed, one request for each."""
 
     uids: list[bytes] = field(default_factory=list)
+    store_ids: list[int] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     redeems: list[Request] = field(default_factory=list)
@@ -168,21 +169,29 @@ class Supply:
     def codes(self, count: int) -> Codes:
         """Issue and render `count` codes, good for PAYLOAD_LIFE_S from now. Raises SupplyFailed."""
         made = Codes()
-        stores: list[int] = []
         for first in range(0, count, ISSUE_BATCH):
             asked = [self._issue_request() for _ in range(min(ISSUE_BATCH, count - first))]
             for request, uid in zip(asked, self._issue(asked), strict=True):
                 made.uids.append(bytes.fromhex(uid))
-                stores.append(request.store_id)
+                made.store_ids.append(request.store_id)
                 for line in request.lines:
                     made.claimed[request.store_id, line.sku_id] += line.count
         made.texts = self._texts(made.uids)
-        for store_id, text in zip(stores, made.texts, strict=True):
+        for store_id, text in zip(made.store_ids, made.texts, strict=True):
             request_id = str(uuid.UUID(int=self._random.getrandbits(128), version=4))
             made.request_ids.append(request_id)
             message = self._redeem_message(store_id, request_id, text)
             made.redeems.append(connection.request(self._redeem, message.SerializeToString()))
         return made
+
+    def inspect_message(self, codes: Codes, number: int) -> bytes:
+        """What a terminal asks that looks at one of the codes first, serialised."""
+        asked = redemption_pb.InspectRequest(
+            terminal=types_pb.Terminal(mall_id=MALL, store_id=codes.store_ids[number], terminal_id=1),
+            code=codes.texts[number],
+            position=near(codes.store_ids[number], self._random),
+        )
+        return asked.SerializeToString()
 
     def _issue_request(self) -> code_pb.IssueRequest:
         source = self._random

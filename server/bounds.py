@@ -44,6 +44,21 @@ REQUEST_WAIT_S: Final = 5.0
 seconds apart nobody gets an answer in time."""
 TURN_WAIT_S_MAX: Final = 60.0
 """How long a call without a deadline waits for its turn; nobody stands at a counter for longer."""
+QUEUE_CALLS_MAX: Final = 4_096
+"""Calls of the hot lane that wait for an answer; one more is shed with advice to retry. Under half a second of a busy server's
+work, and 64 MiB of requests at most."""
+QUEUE_WAIT_S: Final = limits.STORE_TIMEOUT_S
+"""How long a call of the hot lane may wait behind others for its part of the store. Those before it had as long."""
+SILENT_CALLS_MAX: Final = 4_096
+"""Calls of the hot lane whose request is still to come; for one more the oldest of them is cancelled."""
+DRAIN_EVENTS_MAX: Final = 1_024
+"""Events that the draining thread takes before those who answer have their turn: some ten milliseconds."""
+REQUESTED_AHEAD: Final = 256
+"""Calls of each method of the hot lane that gRPC may hand over before one is asked for again: more than come while the draining
+thread looks away."""
+LANE_CHECK_S_MAX: Final = 5.0
+"""How long the check of the hot lane before the start may take; it takes some 50 ms."""
+STATISTICS_S: Final = 1.0
 REQUEST_WAIT_STOPPING_S: Final = 0.5
 REQUEST_LOOK_S: Final = 0.25
 HANDSHAKE_S_MAX: Final = 5.0
@@ -54,6 +69,16 @@ BULKS_MAX: Final = 32
 """Calls with a large request (bulk issue) in work or waiting: 32 x 4 MiB of requests in memory at most."""
 WATCH_THREADS_SPARE: Final = 4
 """Threads of watches beyond the most that can watch: for telling the others that they are too many."""
+WORKERS_MAX: Final = 32
+WORKER_START_S_MAX: Final = 60.0
+"""How long the first workers may take until they serve; a second or two on a quiet machine."""
+WORKER_WAIT_S_MIN: Final = 0.1
+WORKER_WAIT_S_MAX: Final = 5.0
+"""A worker that ends is started again after the first of these, doubled each time up to the second."""
+WORKER_STEADY_S: Final = 10.0
+"""Once a worker has lived this long, its next end counts as its first."""
+WORKER_END_S_MAX: Final = 10.0
+"""How long beyond its grace a worker may take to end: the store's timeout, its pools, its threads."""
 GRACE_S_DEFAULT: Final = 10.0
 """How long a stop waits for calls in flight; the longest legitimate one is bounded by the store's timeout of 3 s."""
 GRACE_S_MAX: Final = 600.0

@@ -188,6 +188,13 @@ class Settings(BaseModel):
         le=bounds.THREADS_MAX,
         description=f"1 .. {bounds.THREADS_MAX} calls worked on at the same time",
     )
+    workers: _Whole = Field(
+        default=1,
+        ge=1,
+        le=bounds.WORKERS_MAX,
+        description=f"1 .. {bounds.WORKERS_MAX} processes that share the ports",
+    )
+    lane: Literal["auto", "off"] = Field(default="auto", description="auto or off")
     grace_s: _Seconds = Field(
         default=bounds.GRACE_S_DEFAULT,
         ge=0,

@@ -6,6 +6,7 @@ It listens on loopback and unix sockets only (`server.config.parse_listen` says 
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -24,7 +25,7 @@ from engine.deployment import Deployment
 from engine.errors import PickgateError, SetupError
 from engine.expiry import Sweeper
 from engine.stock_watch import WATCHERS_MAX, StockWatches
-from server import bounds, services
+from server import bounds, lane_check, lane_methods, services
 from server.arrivals import Arrivals
 from server.config import Listen
 from server.turns import Turns
@@ -32,8 +33,6 @@ from server.turns import Turns
 _log = logging.getLogger(__name__)
 
 _OPTIONS: Final = (
-    # One listener per port: a second server on it is a mistake to be told, not a second half of the traffic.
-    ("grpc.so_reuseport", 0),
     # Above the largest request of any method; `services` bounds each method by itself and answers past it with a reason.
     ("grpc.max_receive_message_length", limits.BULK_MESSAGE_BYTES_MAX + limits.MESSAGE_BYTES_MAX),
     # Answers are bounded by what was asked: at most BULK_MAX outcomes, or the figures of one store.
@@ -60,8 +59,13 @@ class Server:
         listen: where to listen, at least one.
         threads: calls worked on at the same time; those of health and reflection are not counted.
         look: raises PickgateError while calls can't be answered; asked each second for the health service.
-        calls_max: calls accepted and not yet answered; one more is RESOURCE_EXHAUSTED.
+        calls_max: calls of the ordinary handlers accepted and not yet answered; one more is RESOURCE_EXHAUSTED.
+        queue_calls_max: the same for the hot lane.
         request_wait_s: how long a call may wait for its request, see server.arrivals.
+        lane: whether the hot lane serves its methods (server.hotlane) if it works here (server.lane_check), or the ordinary
+            handlers all of them.
+        shares_ports: other processes listen on the same ports, and whoever reserved them has made sure that all are ours.
+        sweeps: whether this process sweeps what expires; of several, one.
     """
 
     def __init__(
@@ -72,7 +76,11 @@ class Server:
         threads: int = bounds.THREADS_DEFAULT,
         look: Callable[[], object],
         calls_max: int = bounds.CALLS_MAX,
+        queue_calls_max: int = bounds.QUEUE_CALLS_MAX,
         request_wait_s: float = bounds.REQUEST_WAIT_S,
+        lane: bool = True,
+        shares_ports: bool = False,
+        sweeps: bool = True,
     ) -> None:
         self._listen = tuple(listen)
         self._look = look
@@ -89,14 +97,25 @@ class Server:
             WATCHERS_MAX + bounds.WATCH_THREADS_SPARE, thread_name_prefix="pickgate-watch"
         )
         self._sweeper = Sweeper(deployment)
+        self._sweeps = sweeps
         self._names = ("", *(service.full_name for service in services.SERVICES))
+        # Not shared: a second server on the port is a mistake to be told, not a second half of the traffic.
         self._server = grpc.server(
             self._pool,
             handlers=services.handlers(deployment, self._watches, self._watch_pool, Turns(threads)),
             interceptors=[self._arrivals],
-            options=_OPTIONS,
+            options=(*_OPTIONS, ("grpc.so_reuseport", int(shares_ports))),
             maximum_concurrent_rpcs=calls_max,
         )
+        found = lane_check.find() if lane else None
+        self._lane = None
+        if found is not None:
+            self._lane = found(
+                self._server,
+                lane_methods.methods(deployment),
+                queue_calls_max=queue_calls_max,
+                request_wait_s=request_wait_s,
+            )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             (*self._names[1:], health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
@@ -113,8 +132,15 @@ class Server:
         self._tell_health(self._trouble())
         self._arrivals.start()
         self._server.start()
+        if self._lane is not None:
+            self._lane.start()
+        if self._lane is None:
+            _log.info("ordinary handlers serve all methods")
+        else:
+            _log.info("the hot lane serves %s", ", ".join(self._lane.names))
         self._watcher.start()
-        self._sweeper.start()
+        if self._sweeps:
+            self._sweeper.start()
         return self
 
     def stop(self, grace_s: float = bounds.GRACE_S_DEFAULT) -> None:
@@ -125,6 +151,8 @@ class Server:
         self._stopping.set()
         self._health.enter_graceful_shutdown()
         self._arrivals.hurry()
+        if self._lane is not None:
+            self._lane.hurry()
         stopped = self._server.stop(grace_s)
         # Streams would last for all of the grace; their watchers are told, and may go elsewhere.
         self._watches.close()
@@ -134,8 +162,14 @@ class Server:
         if self._watcher.is_alive():
             self._watcher.join()
         # A call that was cut off may still wait for the store, whose timeout bounds it; then the deployment can close.
+        if self._lane is not None:
+            self._lane.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._arrivals.stop()
+
+    def statistics(self) -> dict[str, Any]:
+        """Figures of the hot lane, see there; {} when it does not serve."""
+        return {} if self._lane is None else self._lane.statistics()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -194,6 +228,15 @@ class Server:
     def _watch(self) -> None:
         while not self._stopping.wait(bounds.HEALTH_LOOK_S):
             self._tell_health(self._trouble())
+
+
+def freeze_heap() -> None:
+    """Leave what is there when the server has started out of garbage collection, for good.
+
+    A full collection walks every object there is: with those of the modules that took 44 ms, in which no call was answered.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _answers(path: str) -> bool:

@@ -7,6 +7,7 @@ the signal met, writes to a descriptor (signal.set_wakeup_fd), and that is what 
 
 from __future__ import annotations
 
+import contextlib
 import select
 import signal
 import socket
@@ -49,14 +50,24 @@ class StopSignal:
             # Returns for any signal that has a handler; which one it was, the handler knows.
             self._reader.recv(64)
 
-    def came_within(self, wait_s: float) -> bool:
-        """Whether the process was asked to stop; if not yet, that is waited for, for at most `wait_s` seconds."""
-        if not self._came and wait_s > 0:
-            poll = select.poll()
-            poll.register(self._reader, select.POLLIN)
-            if poll.poll(wait_s * 1000):
-                self._reader.recv(64)
+    def came(self) -> bool:
+        """Whether the process was asked to stop; never waits."""
+        if not self._came:
+            with contextlib.suppress(BlockingIOError):
+                self._reader.recv(64, socket.MSG_DONTWAIT)
         return self._came
+
+    def fileno(self) -> int:
+        """A descriptor that can be read when `came` may have changed; for waiting on it beside others."""
+        return self._reader.fileno()
+
+    def came_within(self, wait_s: float) -> bool:
+        """As `came`; if not yet, that is waited for, for at most `wait_s` seconds."""
+        if not self.came() and wait_s > 0:
+            poll = select.poll()
+            poll.register(self, select.POLLIN)
+            poll.poll(wait_s * 1000)
+        return self.came()
 
     def _come(self, number: int, frame: FrameType | None) -> None:
         self._came = True

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 from engine.errors import InvalidInput
 from engine.hours import EVERY_DAY, Hours, SpecialDay, Window
-from engine.policies import LEVELS_OF_FIELD, Level, LocationRule, Policy, ProofMethod, Tiers
+from engine.policies import LEVELS_OF_FIELD, Level, LocationRule, Policy, ProofMethod, ProofRule, Tiers
 from engine.proof import Provider, ProviderKey
 from engine.stores import PickupMode, TerminalLocation
 from pickgate.v1 import store_service_pb2 as store_pb
@@ -37,6 +37,10 @@ PICKUP_MODES: Final[Mapping[int, PickupMode]] = {
     types_pb.PICKUP_MODE_STATIC: "static",
     types_pb.PICKUP_MODE_DYNAMIC: "dynamic",
     types_pb.PICKUP_MODE_VALUABLE: "valuable",
+}
+PROOF_RULES: Final[Mapping[int, ProofRule]] = {
+    store_pb.PROOF_RULE_OFF: "off",
+    store_pb.PROOF_RULE_REQUIRED: "required",
 }
 PROOF_METHODS: Final[Mapping[int, ProofMethod]] = {
     types_pb.PROOF_METHOD_FACE: "face",
@@ -159,6 +163,12 @@ def page(message: store_pb.ListPoliciesRequest | store_pb.ListProvidersRequest) 
 
 # --- policies -------------------------------------------------------------------------------------------------------
 _NUMBERS: Final = ("code_ttl_s", "hold_s", "payload_life_s", "reversal_window_s", "cycles_max")
+_CHOICES: Final[Mapping[str, Mapping[int, str]]] = {
+    "terminal_location": LOCATION_RULES,
+    "customer_location": LOCATION_RULES,
+    "pickup_mode": PICKUP_MODES,
+    "customer_proof": PROOF_RULES,
+}
 _TIERS: Final = (
     "tight_percent",
     "red_percent",
@@ -187,11 +197,7 @@ def _policy(message: store_pb.Policy, path: str) -> Policy:
     stated: dict[str, Any] = {
         name: getattr(message, name) if message.HasField(name) else None for name in _NUMBERS
     }
-    for name, words in (
-        ("terminal_location", LOCATION_RULES),
-        ("customer_location", LOCATION_RULES),
-        ("pickup_mode", PICKUP_MODES),
-    ):
+    for name, words in _CHOICES.items():
         value = getattr(message, name)
         stated[name] = word(value, f"{path}.{name}", words) if value else None
     if message.proof_methods:
@@ -229,14 +235,12 @@ def policy_message(policy: Policy) -> store_pb.Policy:
             continue
         if name in _NUMBERS:
             setattr(message, name, value)
-        elif name == "pickup_mode":
-            message.pickup_mode = number(value, PICKUP_MODES)
+        elif name in _CHOICES:
+            setattr(message, name, number(value, _CHOICES[name]))
         elif name == "proof_methods":
             message.proof_methods.extend(number(one, PROOF_METHODS) for one in value)
-        elif name == "tiers":
-            message.tiers.CopyFrom(store_pb.StockTiers(**{one: getattr(value, one) for one in _TIERS}))
         else:
-            setattr(message, name, number(value, LOCATION_RULES))
+            message.tiers.CopyFrom(store_pb.StockTiers(**{one: getattr(value, one) for one in _TIERS}))
     return message
 
 

@@ -51,6 +51,7 @@ ROWS = Counter(
         ("1008", "NOT_REDEEMED"): 1,
         ("1008", "REDEEMED"): 2,
         ("1008", "REVERSED"): 1,
+        ("1009", "PROOF_UNAVAILABLE"): 1,
         ("1009", "REDEEMED"): 1,
         ("1010", "REDEEMED"): 1,
         ("1011", "REDEEMED"): 1,

@@ -61,7 +61,7 @@ def run(
             calls.append(Call(script, keys.names, [*first_args, *packed]))
             owners.append(chunk)
     outcomes: list[Any] = [None] * len(items)
-    for chunk, reply in zip(owners, _run_in_writes(connection, calls, owners), strict=True):
+    for chunk, reply in zip(owners, run_calls(connection, calls, owners), strict=True):
         if isinstance(reply, PickgateError):
             for n in chunk:
                 outcomes[n] = reply
@@ -71,10 +71,10 @@ def run(
     return outcomes
 
 
-def _run_in_writes(
+def run_calls(
     connection: Connection, calls: Sequence[Call], owners: Sequence[Sequence[int]]
 ) -> list[list[bytes] | PickgateError]:
-    """Run calls, in as many writes as their items need: each has the time of its own moment (limits.WRITE_ITEMS_MAX)."""
+    """Run calls, in as many writes as their items (`owners`: those of each call) need: each has the time of its own moment (limits.WRITE_ITEMS_MAX)."""
     replies: list[list[bytes] | PickgateError] = []
     start = items = 0
     for end, chunk in enumerate(owners):

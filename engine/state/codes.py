@@ -1,4 +1,4 @@
-"""Codes in the store: issue, redeem, void as one script call per partition and batch; records read back."""
+"""Codes in the store: issue and void as one script call per partition and batch; records read back."""
 
 from __future__ import annotations
 
@@ -12,24 +12,21 @@ from engine.calls import (
     Bundle,
     IssueAnswer,
     Record,
-    RedeemAnswer,
     VoidAnswer,
 )
 from engine.claims import Channel, EventId, Line, Split, State, Suite, Version, partition_of
-from engine.errors import Exhausted, NoActiveKey, PickgateError, RequestIdReused, StoreUnavailable
+from engine.errors import Exhausted, PickgateError, RequestIdReused, StoreUnavailable
 from engine.state import batch, layouts, scripts
 from engine.state.connection import Connection
 from engine.state.events import unpack_lines
 from engine.state.keys import PartitionKeys, partition_of_store
-from engine.verdict import IssueVerdict, RedeemVerdict, VoidVerdict
+from engine.verdict import IssueVerdict, VoidVerdict
 
 NOBODY: Final = bytes(8)
 """In place of a uid: there is none."""
-NO_PIN: Final = 255
-"""In place of the PIN generations: no PIN was given."""
 
 _REQUEST_FIELD: Final = layouts.RECORD.names.index("request")
-_REMEMBERED, _REUSED, _COLLISION, _TOO_MANY, _NO_KEY = b"R"[0], b"X"[0], b"C"[0], b"M"[0], b"K"[0]
+_REMEMBERED, _REUSED, _COLLISION = b"R"[0], b"X"[0], b"C"[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,33 +76,6 @@ class IssueItem:
 
 
 @dataclass(frozen=True, slots=True)
-class RedeemItem:
-    """One try to redeem (or, `dry`, to inspect) with what the pure policy found; see lua/redeem.lua."""
-
-    uid: bytes
-    request: bytes
-    body: bytes
-    mall_id: int
-    store_id: int
-    terminal_id: int
-    version: int
-    stale: bool
-    pin: tuple[int, int]
-    pin_generations: tuple[int, int]
-    """Usable generations of the PIN key; 0: none."""
-    proof: RedeemVerdict | None
-    proof_digest: bytes
-    proof_method: int
-    place: RedeemVerdict | None
-    closed: RedeemVerdict | None
-    window: RedeemVerdict | None
-    distance_bucket: int
-    lines: Sequence[Line]
-    actor: str
-    dry: bool
-
-
-@dataclass(frozen=True, slots=True)
 class VoidItem:
     """One code to void; `store_id` is that of its record, as read before."""
 
@@ -116,16 +86,6 @@ class VoidItem:
     store_id: int
     actor: str
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class RedeemFacts:
-    """A redeem answer together with what inspect shows besides."""
-
-    answer: RedeemAnswer
-    version: int
-    expires_at_s: int
-    proof_needed: bool
 
 
 def flavour_of(version: int, suite: int) -> int:
@@ -195,7 +155,8 @@ def _event(partition: int, epoch: int, seq: int) -> EventId | None:
     return EventId(partition, epoch, seq) if epoch else None
 
 
-def _reused(verb: str) -> RequestIdReused:
+def reused(verb: str) -> RequestIdReused:
+    """The error for a request id that was used before for another `verb`."""
     return RequestIdReused(
         f"this request id was used before for another {verb}: nothing was done; use a new id for a new request, and the"
         " same id only to repeat exactly the same one",
@@ -211,9 +172,14 @@ def too_many_changes() -> Exhausted:
     )
 
 
-def _due_minute(at_s: int) -> int:
+def due_minute(at_s: int) -> int:
     """The first minute that begins at or after `at_s`: nothing in a due index is ever looked at too early."""
     return -(-at_s // 60)
+
+
+def forget_minute(connection: Connection) -> int:
+    """The minute in which a code that ends now is forgotten, with one minute to spare."""
+    return due_minute(connection.now_ms() // 1000 + limits.AFTERLIFE_S) + 1
 
 
 # --- issue ----------------------------------------------------------------------------------------------------------
@@ -242,7 +208,7 @@ def issue(connection: Connection, items: Sequence[IssueItem]) -> list[IssueAnswe
             item.finding.number if item.finding else 0,
             item.finding_sku,
             keys.index(names.stock(item.mall_id, item.store_id)),
-            keys.index(names.due(_due_minute(item.expires_at_s))),
+            keys.index(names.due(due_minute(item.expires_at_s))),
             len(item.candidates),
             item.candidates_free,
             len(item.lines),
@@ -271,7 +237,7 @@ def _issue_answer(item: IssueItem, reply: bytes | PickgateError) -> IssueAnswer 
     if isinstance(reply, PickgateError):
         return reply
     if reply[0] == _REUSED:
-        return _reused("code")
+        return reused("code")
     if reply[0] == _COLLISION:
         return StoreUnavailable(
             "every uid derived from this request id is taken by another code: retry with another request id"
@@ -291,88 +257,10 @@ def _issue_answer(item: IssueItem, reply: bytes | PickgateError) -> IssueAnswer 
     )
 
 
-# --- redeem and inspect ---------------------------------------------------------------------------------------------
-def redeem(connection: Connection, items: Sequence[RedeemItem]) -> list[RedeemFacts | PickgateError]:
-    """Try to redeem codes. One outcome per item, in order."""
-    forget_minute = _due_minute(connection.now_ms() // 1000 + limits.AFTERLIFE_S) + 1
-
-    def pack(item: RedeemItem, names: PartitionKeys, keys: batch.Keys) -> bytes:
-        actor = item.actor.encode()
-        head = layouts.REDEEM_ITEM.pack(
-            item.uid,
-            keys.index(names.record(item.uid)),
-            keys.index(names.answers(item.request)),
-            # Under the code's partition even when the terminal's store lies in another: then it is the wrong store, which
-            # is found before any stock is looked at.
-            keys.index(names.stock(item.mall_id, item.store_id)),
-            keys.index(names.due(forget_minute)),
-            item.request,
-            item.body,
-            item.mall_id,
-            item.store_id,
-            item.terminal_id,
-            item.version,
-            item.stale,
-            *item.pin,
-            *item.pin_generations,
-            item.proof.number if item.proof else 0,
-            item.place.number if item.place else 0,
-            item.closed.number if item.closed else 0,
-            item.window.number if item.window else 0,
-            item.distance_bucket,
-            item.dry,
-            keys.index(names.answers(item.proof_digest)),
-            item.proof_digest,
-            item.proof_method,
-            len(item.lines),
-            len(actor),
-        )
-        lines = b"".join(layouts.WANTED.pack(line.sku_id, line.count) for line in item.lines)
-        return head + lines + actor
-
-    replies = batch.run(connection, scripts.REDEEM, items, lambda item: partition_of(item.uid), pack)
-    return [_redeem_facts(item.uid, reply) for item, reply in zip(items, replies, strict=True)]
-
-
-def _redeem_facts(uid: bytes, reply: bytes | PickgateError) -> RedeemFacts | PickgateError:
-    if isinstance(reply, PickgateError):
-        return reply
-    if reply[0] == _REUSED:
-        return _reused("redemption")
-    if reply[0] == _TOO_MANY:
-        return too_many_changes()
-    if reply[0] == _NO_KEY:
-        return NoActiveKey(
-            "the PIN key that this code was made with is not usable any more: void the code and issue another"
-        )
-    a = dict(zip(layouts.REDEEM_ANSWER.names, layouts.REDEEM_ANSWER.unpack(reply, 1), strict=True))
-    lines, at = unpack_lines(reply, 1 + layouts.REDEEM_ANSWER.size, a["n_lines"])
-    verdict = RedeemVerdict.numbered(a["verdict"])
-    event = _event(partition_of(uid), a["epoch"], a["seq"])
-    answer = RedeemAnswer(
-        verdict=verdict,
-        uid=uid,
-        order_id=reply[at : at + a["order_len"]].decode(),
-        lines=lines,
-        at_ms=a["at"],
-        terminal_id=a["terminal"],
-        tries_left=a["tries_left"],
-        sku_id=a["sku"],
-        store_id=a["store"],
-        cycle=a["cycle"],
-        event=event,
-        review_id=str(event) if verdict is RedeemVerdict.LOCKED else "",
-        distance_bucket=a["bucket"],
-        replayed=reply[0] == _REMEMBERED,
-    )
-    proof_needed = bool(a["flags"] & layouts.FLAG_PROOF_NEEDED)
-    return RedeemFacts(answer, a["flavour"] >> 4, a["exp"], proof_needed)
-
-
 # --- void -----------------------------------------------------------------------------------------------------------
 def void(connection: Connection, items: Sequence[VoidItem]) -> list[VoidAnswer | PickgateError]:
     """Void codes and release what they reserve. One outcome per item, in order."""
-    forget_minute = _due_minute(connection.now_ms() // 1000 + limits.AFTERLIFE_S) + 1
+    forget = forget_minute(connection)
 
     def pack(item: VoidItem, names: PartitionKeys, keys: batch.Keys) -> bytes:
         actor, reason = item.actor.encode(), item.reason.encode()
@@ -381,7 +269,7 @@ def void(connection: Connection, items: Sequence[VoidItem]) -> list[VoidAnswer |
             keys.index(names.record(item.uid)),
             keys.index(names.answers(item.request)),
             keys.index(names.stock(item.mall_id, item.store_id)),
-            keys.index(names.due(forget_minute)),
+            keys.index(names.due(forget)),
             item.request,
             item.body,
             item.mall_id,
@@ -399,7 +287,7 @@ def _void_answer(uid: bytes, reply: bytes | PickgateError) -> VoidAnswer | Pickg
     if isinstance(reply, PickgateError):
         return reply
     if reply[0] == _REUSED:
-        return _reused("void")
+        return reused("void")
     verdict, at_ms, epoch, seq, terminal, n_lines = layouts.VOID_ANSWER.unpack(reply, 1)
     lines, _ = unpack_lines(reply, 1 + layouts.VOID_ANSWER.size, n_lines)
     return VoidAnswer(

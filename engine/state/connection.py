@@ -180,6 +180,15 @@ class Connection:
         )
         self._client = redis.Redis(connection_pool=self._pool)
 
+    @property
+    def owners(self) -> int:
+        """How many servers share the partitions."""
+        return 1
+
+    def owner_of(self, partition: int) -> int:
+        """Which of them has a partition, 0 .. owners - 1."""
+        return 0
+
     def close(self) -> None:
         """Close every connection."""
         self._client.close()

@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 SETTLE_S: Final = 2 * limits.CLOCK_SKEW_MS_MAX // 1000
 """A minute is swept this long after its beginning: until then a process with a slower clock may still enter codes."""
 MINUTES_PER_READ: Final = 512
+MINUTES_PER_LOOK: Final = 32
+"""Minutes that one command asks for together: where nothing is due, which is nearly everywhere after a long stop, it is all."""
 _EXPIRED, _FORGOTTEN, _AGAIN = b"E", b"F", b"S"
 
 
@@ -79,18 +81,25 @@ def _sweep_partition(
     swept = Swept()
     for start in range(0, len(minutes), MINUTES_PER_READ):
         chunk = minutes[start : start + MINUTES_PER_READ]
-        lengths = connection.read([("STRLEN", names.due(minute)) for minute in chunk])
-        for minute, length in zip(chunk, lengths, strict=True):
-            if length:
-                done, all_done = _sweep_minute(connection, names, minute, length, stopping)
-                swept += done
-                if not all_done:
-                    return swept
+        for minute, length in _due(connection, names, chunk):
+            done, all_done = _sweep_minute(connection, names, minute, length, stopping)
+            swept += done
+            if not all_done:
+                return swept
         # Another process may have swept further meanwhile; going back only means looking at empty minutes again.
         [noted] = connection.run([Call(scripts.SWEPT, names.own, [chunk[-1]])])
         if isinstance(noted, PickgateError):
             raise noted
     return swept
+
+
+def _due(connection: Connection, names: PartitionKeys, minutes: range) -> list[tuple[int, int]]:
+    """Those of the minutes in which something is due, and the bytes of each one's index."""
+    looks = [minutes[start : start + MINUTES_PER_LOOK] for start in range(0, len(minutes), MINUTES_PER_LOOK)]
+    found = connection.read([("EXISTS", *map(names.due, look)) for look in looks])
+    asked = [minute for look, there in zip(looks, found, strict=True) if there for minute in look]
+    lengths = connection.read([("STRLEN", names.due(minute)) for minute in asked]) if asked else []
+    return [(minute, length) for minute, length in zip(asked, lengths, strict=True) if length]
 
 
 def _sweep_minute(

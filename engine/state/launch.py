@@ -1,7 +1,8 @@
 """Exec a program that ends when the thread that started it ends.
 
-Run by path, ``python -I -S launch.py <parent pid> <program> <arguments...>``: it imports nothing of ours, so it costs one
-bare interpreter start. Linux only: prctl(2), PR_SET_PDEATHSIG, which survives execve(2) of a program without set-uid bits.
+Run by path, ``python -I -S launch.py <parent pid> [NAME=VALUE ...] -- <program> <arguments...>``: it imports nothing of
+ours, so it costs one bare interpreter start. The variables are for the program alone: a library that it preloads is no
+concern of this interpreter. Linux only: prctl(2), PR_SET_PDEATHSIG, which survives execve(2) of a program without set-uid bits.
 
 It exists because a killed process (kill -9, out of memory) can't stop its children: the kernel has to do it. The signal is
 sent when the *thread* that forked ends, so the caller forks from a thread that lives as long as its process.
@@ -22,8 +23,10 @@ EXIT_PARENT_GONE = 70
 
 
 def main(argv: list[str]) -> int:
-    """Arrange the end, then become `argv[2:]`. Returns only if that failed; the exit status is then not zero."""
-    parent_pid, program = int(argv[1]), argv[2]
+    """Arrange the end, then become what follows `--`. Returns only if that failed; the exit status is then not zero."""
+    parent_pid, divide = int(argv[1]), argv.index("--")
+    variables = dict(pair.split("=", 1) for pair in argv[2:divide])
+    command = argv[divide + 1 :]
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0) != 0:
         print(f"prctl(PR_SET_PDEATHSIG) failed: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
@@ -35,7 +38,7 @@ def main(argv: list[str]) -> int:
     # signal arranged above would never arrive.
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     os.umask(0o077)
-    os.execv(program, argv[2:])
+    os.execve(command[0], command, {**os.environ, **variables})
 
 
 if __name__ == "__main__":

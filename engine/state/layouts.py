@@ -11,13 +11,16 @@ import re
 import struct
 from typing import Any, Final
 
+import numpy as np
+
 _CODES: Final = {"B": "B", "I2": "H", "I4": "I", "I6": "6s", "I8": "Q"}
+_DTYPES: Final = {"B": "u1", "I2": ">u2", "I4": ">u4", "I8": ">u8"}
 
 
 class Layout:
     """A fixed run of fields, packed and unpacked in one step."""
 
-    __slots__ = ("_sixes", "lua", "names", "pack", "size", "struct", "text")
+    __slots__ = ("_sixes", "dtype", "lua", "names", "pack", "size", "struct", "text")
 
     def __init__(self, text: str) -> None:
         self.text = " ".join(text.split())
@@ -31,6 +34,14 @@ class Layout:
         self.size = self.struct.size
         self.pack = self.struct.pack
         self._sixes = tuple(at for at, (_, code) in enumerate(fields) if code == "I6")
+        self.dtype = np.dtype([(name, _DTYPES.get(code, f"V{code[1:]}")) for name, code in fields])
+        """The layout as a NumPy row without gaps; raw fields, and six-byte integers, as void."""
+
+    def at(self, name: str) -> int:
+        """Where a field begins, in bytes."""
+        found = self.dtype.fields
+        assert found is not None
+        return int(found[name][1])
 
     def unpack(self, data: bytes, offset: int = 0) -> tuple[Any, ...]:
         """Fields at `offset`: raw ones as bytes, all others as int."""
@@ -76,8 +87,8 @@ ATTEMPT: Final = Layout("at:I6 uid:c8 mall:I4 store:I4 terminal:I4 verdict:B buc
 """One refused attempt in the bounded stream."""
 
 REDEEM_ITEM: Final = Layout(
-    "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 "
-    "version:B stale:B pin_1:B pin_2:B generation_1:B generation_2:B proof:B place:B closed:B window:B bucket:B dry:B proof_key:I2 "
+    "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 proof_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 "
+    "version:B stale:B pin_1:B pin_2:B generation_1:B generation_2:B proof:B place:B closed:B window:B bucket:B dry:B "
     "proof_digest:c12 proof_method:B n_lines:B actor_len:I2"
 )
 """One try to redeem: keys as indexes into KEYS; behind it n_lines × (sku:I4 count:I2) and the actor."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine import limits
 from engine.calls import ConfirmAnswer, Evidence, ExtendAnswer, ReverseAnswer, ReviewAnswer
 from engine.claims import Decision, EventId, Line, partition_of
-from engine.errors import PickgateError, RequestIdReused
+from engine.errors import PickgateError
 from engine.state import batch, layouts, scripts
-from engine.state.codes import too_many_changes
+from engine.state.codes import due_minute, forget_minute, reused, too_many_changes
 from engine.state.connection import Connection
 from engine.state.events import unpack_lines
 from engine.state.keys import PartitionKeys
@@ -90,24 +89,6 @@ def _event(uid: bytes, epoch: int, seq: int) -> EventId | None:
     return EventId(partition_of(uid), epoch, seq) if epoch else None
 
 
-def _reused(verb: str) -> RequestIdReused:
-    return RequestIdReused(
-        f"this request id was used before for another {verb}: nothing was done; use a new id for a new request, and the"
-        " same id only to repeat exactly the same one",
-        field="request_id",
-    )
-
-
-def due_minute(at_s: int) -> int:
-    """The first minute that begins at or after `at_s`: nothing in a due index is ever looked at too early."""
-    return -(-at_s // 60)
-
-
-def forget_minute(connection: Connection) -> int:
-    """The minute in which a code that ends now is forgotten, with one minute to spare."""
-    return due_minute(connection.now_ms() // 1000 + limits.AFTERLIFE_S) + 1
-
-
 # --- confirm and extend -----------------------------------------------------------------------------------------------
 def _pack_change(item: ChangeItem, names: PartitionKeys, keys: batch.Keys) -> bytes:
     actor = item.actor.encode()
@@ -133,7 +114,7 @@ def confirm(connection: Connection, items: Sequence[ChangeItem]) -> list[Confirm
         if isinstance(reply, PickgateError):
             outcomes.append(reply)
         elif reply[0] == _REUSED:
-            outcomes.append(_reused("confirmation"))
+            outcomes.append(reused("confirmation"))
         else:
             verdict, _, exp, epoch, seq = layouts.CHANGE_ANSWER.unpack(reply, 1)
             event = _event(item.uid, epoch, seq)
@@ -151,7 +132,7 @@ def extend(connection: Connection, items: Sequence[ChangeItem]) -> list[ExtendAn
         if isinstance(reply, PickgateError):
             outcomes.append(reply)
         elif reply[0] == _REUSED:
-            outcomes.append(_reused("extension"))
+            outcomes.append(reused("extension"))
         elif reply[0] == _TOO_MANY:
             outcomes.append(too_many_changes())
         else:
@@ -199,7 +180,7 @@ def reverse(connection: Connection, items: Sequence[ReverseItem]) -> list[Revers
         if isinstance(reply, PickgateError):
             outcomes.append(reply)
         elif reply[0] == _REUSED:
-            outcomes.append(_reused("reversal"))
+            outcomes.append(reused("reversal"))
         else:
             a = dict(zip(layouts.REVERSE_ANSWER.names, layouts.REVERSE_ANSWER.unpack(reply, 1), strict=True))
             lines, _ = unpack_lines(reply, 1 + layouts.REVERSE_ANSWER.size, a["n_lines"])
@@ -245,7 +226,7 @@ def count_tries(connection: Connection, items: Sequence[TryItem]) -> list[TryFac
         if isinstance(reply, PickgateError):
             outcomes.append(reply)
         elif reply[0] == _REUSED:
-            outcomes.append(_reused("render"))
+            outcomes.append(reused("render"))
         elif reply[0] == _TOO_MANY:
             outcomes.append(too_many_changes())
         elif reply[0] == _NOT_NOW:
@@ -286,7 +267,7 @@ def review(connection: Connection, items: Sequence[ReviewItem]) -> list[ReviewAn
         if isinstance(reply, PickgateError):
             outcomes.append(reply)
         elif reply[0] == _REUSED:
-            outcomes.append(_reused("decision"))
+            outcomes.append(reused("decision"))
         else:
             verdict, at_ms, epoch, seq, sku, n_lines = layouts.REVIEW_ANSWER.unpack(reply, 1)
             lines, _ = unpack_lines(reply, 1 + layouts.REVIEW_ANSWER.size, n_lines)

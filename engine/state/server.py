@@ -10,7 +10,8 @@ How it lives and ends:
 * the data folder is locked with flock(2), by its own descriptor and by a file in it that names the owner (the file alone could be
   deleted, and with it the lock). The store inherits the locked descriptors, so the lock lasts until both this process *and*
   the store are gone: a successor never opens data that a dying store is still writing;
-* a store that ends by itself is started again on the same data, after a growing wait, and each time an error is logged.
+* a store that ends by itself is started again on the same data, after a growing wait, and each time an error is logged;
+* a server that was built on the C library's malloc gets mimalloc in front of it (engine.state.allocator).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from typing import Final, Literal, NamedTuple, Self
 from urllib.parse import quote
 
 from engine.errors import ConfigError, SetupError, StoreBinaryMissing, StoreInUse, StoreUnavailable
+from engine.state import allocator
 
 EmbeddedDurability = Literal["fsync", "memory"]
 
@@ -297,8 +299,12 @@ class EmbeddedServer:
             try:
                 self._socket_path = self._place_socket()
                 _record_owner(self._lock.file_fd, self._runtime_dir)
+                environ = _environment()
+                variables = allocator.variables_for(binary, environ)
                 self._watcher = _Watcher(
                     command=[str(binary), *self._arguments(self._socket_path)],
+                    environ=environ,
+                    variables=variables,
                     lock=self._lock,
                     socket_path=self._socket_path,
                     log_path=self.log_path,
@@ -307,6 +313,8 @@ class EmbeddedServer:
                 self._watcher.start()
                 self._await_answer(self._watcher, self._socket_path)
                 self._watcher.keep_alive()
+                if variables:
+                    _check_allocator(self._watcher.pid)
             except BaseException:
                 self.stop()
                 raise
@@ -408,7 +416,15 @@ class _Watcher(threading.Thread):
     """
 
     def __init__(
-        self, *, command: list[str], lock: _Lock, socket_path: Path, log_path: Path, stop_timeout_s: float
+        self,
+        *,
+        command: list[str],
+        environ: Mapping[str, str],
+        variables: Mapping[str, str],
+        lock: _Lock,
+        socket_path: Path,
+        log_path: Path,
+        stop_timeout_s: float,
     ) -> None:
         super().__init__(name="pickgate-store", daemon=True)
         self.ended = threading.Event()
@@ -416,7 +432,8 @@ class _Watcher(threading.Thread):
         self.exit_text = ""
         self.pid = 0
         self.restarts = 0
-        self._command = command
+        self._launch = [str(_LAUNCHER), str(os.getpid()), *map("=".join, variables.items()), "--", *command]
+        self._environ = environ
         self._lock = lock
         self._socket_path = socket_path
         self._log_path = log_path
@@ -485,7 +502,7 @@ class _Watcher(threading.Thread):
             self._log_start_bytes = log.tell()
             # -I -S: neither our environment nor site-packages; the launcher needs the standard library only.
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *self._command],
+                [sys.executable, "-I", "-S", *self._launch],
                 stdin=subprocess.DEVNULL,
                 # Messages before the server opens its log (a setting that it refuses) belong there too.
                 stdout=log,
@@ -493,9 +510,7 @@ class _Watcher(threading.Thread):
                 pass_fds=self._lock,
                 # Its own session: Ctrl-C in a terminal is for us; we end the store when the last call is answered.
                 start_new_session=True,
-                # Nothing of our environment: it may hold a passphrase, and /proc shows it for the store's whole life.
-                env={k: v for k, v in os.environ.items() if k in ("PATH", "LD_LIBRARY_PATH", "TZ")}
-                | {"LC_ALL": "C"},
+                env=self._environ,
                 cwd=self._log_path.parent,
             )
         self.pid = process.pid
@@ -525,6 +540,21 @@ class _Watcher(threading.Thread):
         with contextlib.suppress(FileNotFoundError):
             if self._log_path.stat().st_size > LOG_BYTES_MAX:
                 os.replace(self._log_path, self._log_path.with_name(self._log_path.name + ".1"))
+
+
+def _environment() -> dict[str, str]:
+    """What the store is started with: little of our environment, which may hold a passphrase, and /proc shows it all."""
+    kept = ("PATH", "LD_LIBRARY_PATH", "TZ")
+    return {name: value for name, value in os.environ.items() if name in kept} | {"LC_ALL": "C"}
+
+
+def _check_allocator(pid: int) -> None:
+    """Look whether the store that was started has the allocator that it should have; say so if it has not."""
+    try:
+        if not allocator.loaded_from(pid):
+            allocator.warn("the server does not load libraries in front of its own")
+    except OSError:  # it has ended meanwhile and is started again
+        return
 
 
 def _version_of(path: Path) -> tuple[int, int] | str:

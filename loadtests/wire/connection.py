@@ -24,8 +24,8 @@ BODY_BYTES_MAX: Final = 64 * 2**20
 BLOCK_BYTES_MAX: Final = 256 * 1024
 """Of one header block in several frames."""
 
-REFUSALS_MAX: Final = 8
-"""How often one call is sent again because the peer refused its stream (see `_on_reset`)."""
+REFUSALS_MAX: Final = 32
+"""How often one call is sent again because the peer refused its stream (see `_on_refusal`)."""
 
 _OF_RESET: Final = {
     Code.REFUSED_STREAM: headers.STATUS_UNAVAILABLE,
@@ -132,7 +132,7 @@ class Connection:
         self._window_initial = frames.WINDOW_DEFAULT
         self._frame_max = frames.FRAME_BYTES_DEFAULT
         self._whole_max = min(self._window_initial, self._frame_max)
-        self._streams_max = frames.STREAM_ID_MAX
+        self._streams_max = self._streams_told = frames.STREAM_ID_MAX
         self._table_shrunk = False
         self._gathering: tuple[int, int, bytes] | None = None  # flags, stream and block so far
         self.draining = False
@@ -387,7 +387,7 @@ class Connection:
             return
         for name, value in frames.read_settings(payload):
             if name == Setting.MAX_CONCURRENT_STREAMS:
-                self._streams_max = value
+                self._streams_max = self._streams_told = value
             elif name == Setting.INITIAL_WINDOW_SIZE:
                 if value > frames.WINDOW_MAX:
                     raise ValueError(f"an initial window of {value}")
@@ -415,15 +415,22 @@ class Connection:
         if stream_id not in self._calls:
             return
         if code == Code.REFUSED_STREAM and self._calls[stream_id][2] < REFUSALS_MAX and not self.draining:
-            # The peer promises that nothing was done, so every gRPC client sends such a call again. It comes up when a call
-            # follows an answer so fast that the peer still counts the answered stream as open.
-            request, tag, refusals = self._calls.pop(stream_id)
-            if self._partial is not None and self._partial.stream_id == stream_id:
-                self._partial = None
-            self._waiting.append((request, tag, refusals + 1))
+            self._on_refusal(stream_id)
             return
         status = _OF_RESET.get(code, headers.STATUS_INTERNAL)  # type: ignore[call-overload]  # an IntEnum is an int
         self._end(stream_id, Status(status, f"the stream was reset with HTTP/2 error {code}"), at_ns)
+
+    def _on_refusal(self, stream_id: int) -> None:
+        """Send a call again: the peer promises that nothing was done, so every gRPC client does.
+
+        It comes up when calls follow answers so fast that the peer still counts answered streams as open. So from now on
+        fewer are open at a time, though never less than half of what the peer announced; and this one waits for its turn.
+        """
+        request, tag, refusals = self._calls.pop(stream_id)
+        if self._partial is not None and self._partial.stream_id == stream_id:
+            self._partial = None
+        self._streams_max = min(self._streams_max, max(1, self._streams_told // 2, len(self._calls)))
+        self._waiting.append((request, tag, refusals + 1))
 
     def _on_goaway(self, payload: bytes, at_ns: int) -> None:
         if len(payload) < 8:

@@ -15,6 +15,8 @@ from loadtests.wire.connection import Connection, Done, Request
 from loadtests.wire.headers import Status
 
 READ_BYTES: Final = 2**18
+SELECT_FILES_MAX: Final = 1024
+"""select(2): FD_SETSIZE. A pool made beside thousands of open files waits in whole milliseconds."""
 CONNECT_TIMEOUT_S: Final = 5.0
 RECONNECT_WAIT_S: Final = 0.05
 """Between two attempts of one line; until then its calls fail at once."""
@@ -100,6 +102,11 @@ class Pool:
         """Calls started and not ended."""
         return sum(line.connection.open_calls for line in self._by_fd.values())
 
+    @property
+    def alive(self) -> int:
+        """How many connections there are now."""
+        return len(self._by_fd)
+
     def start(self, slot: int, request: Request, tag: Any) -> None:
         """Begin a call on one of the connections, 0 .. connections - 1; it is sent by the next `flush` or `poll`."""
         line = self._lines[slot]
@@ -128,10 +135,12 @@ class Pool:
     def poll(self, timeout_s: float) -> list[Done]:
         """Send, wait for answers at most `timeout_s`, and take the calls that ended. It returns at once if some have already."""
         self.flush()
-        if timeout_s > 0 and not self._done:
+        wait_s = 0.0 if self._done else timeout_s
+        if wait_s > 0 and self._epoll.fileno() < SELECT_FILES_MAX:
             # epoll knows whole milliseconds only, select microseconds.
-            select.select([self._epoll], [], [], timeout_s)
-        for fd, mask in self._epoll.poll(0):
+            select.select([self._epoll], [], [], wait_s)
+            wait_s = 0.0
+        for fd, mask in self._epoll.poll(wait_s):
             line = self._by_fd.get(fd)
             if line is not None and mask & select.EPOLLOUT:
                 self._send(line)

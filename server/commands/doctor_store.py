@@ -11,6 +11,7 @@ from engine.claims import Suite, Version
 from engine.deployment import Deployment
 from engine.errors import DeploymentMismatch, KeyringLocked, NoActiveKey, PickgateError
 from engine.keyring import KeyState, Purpose
+from engine.state import allocator
 from engine.state.store_url import redacted
 from server import opening
 from server.config import Settings
@@ -45,6 +46,7 @@ def _deployment(url: str, where: str, settings: Settings, ask: opening.Ask | Non
         facts = deployment.connection.facts()
         version = ".".join(map(str, facts.version))
         yield Finding("store", Level.OK, f"{facts.product} {version} at {where}")
+        yield _allocator(deployment, settings)
         yield Finding(
             "durability",
             Level.WARN if settings.durability == "memory" else Level.OK,
@@ -58,6 +60,31 @@ def _deployment(url: str, where: str, settings: Settings, ask: opening.Ask | Non
         yield Finding("deployment", Level.OK, f"{constants.deployment_id}, {constants.partitions} partitions")
         yield _clock(deployment)
         yield from _keys(deployment)
+
+
+def _allocator(deployment: Deployment, settings: Settings) -> Finding:
+    """The allocator of the process that answers: of the embedded store, what is really loaded into it."""
+    server, memory = map(dict, deployment.connection.read([("INFO", "server"), ("INFO", "memory")]))
+    built = str(memory["mem_allocator"])
+    if not settings.embedded or built != "libc":
+        return Finding("allocator", Level.OK, built)
+    try:
+        loaded = allocator.loaded_from(int(server["process_id"]))
+    except OSError as error:
+        return Finding(
+            "allocator",
+            Level.WARN,
+            f"{built}; whether mimalloc is in front of it can't be seen: {error.strerror}",
+            "run as the user that runs the server",
+        )
+    if loaded:
+        return Finding("allocator", Level.OK, f"mimalloc in front of {built} ({loaded})")
+    return Finding(
+        "allocator",
+        Level.WARN,
+        f"{built}, which costs time among many codes",
+        f"pip install {allocator.DISTRIBUTION}, then start the server again; its log says if it can't be loaded",
+    )
 
 
 def _clock(deployment: Deployment) -> Finding:

@@ -45,6 +45,9 @@ def policies() -> None:
 @click.option("--terminal-location", type=click.Choice(_LOCATION_RULES))
 @click.option("--customer-location", type=click.Choice(_LOCATION_RULES))
 @click.option("--pickup-mode", type=click.Choice(["static", "dynamic", "valuable"]))
+@click.option(
+    "--customer-proof", type=click.Choice(["off", "required"]), help="Off: valuables need no proof."
+)
 @click.option("--proof-method", "proof_methods", type=click.Choice(_METHODS), multiple=True)
 @parameters.request_id
 @parameters.actor

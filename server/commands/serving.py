@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -19,8 +20,10 @@ from server.config import PASSPHRASE_BESIDE_DATA, Settings
 from server.console import Console, ask_passphrase, command
 from server.ledger_process import LedgerProcess
 from server.output import OutputFailed, json_text, log_to_stderr, visible
-from server.serve import Server
+from server.serve import Server, freeze_heap
+from server.statistics import StatisticsFile
 from server.stopping import StopSignal
+from server.workers import Supervisor, orders_of, reserved
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +58,15 @@ _passphrase_file = click.option(
 @_partitions
 @_passphrase_file
 @click.option("--threads", type=parameters.WHOLE_32, help="Calls worked on at the same time.")
+@click.option("--workers", type=parameters.WHOLE_32, help="Processes that share the ports. Default: 1.")
+@click.option(
+    "--lane",
+    type=click.Choice(["auto", "off"]),
+    help="Whether the hot lane serves, if it works here. Default: auto.",
+)
 @click.option("--grace-s", type=float, help="How long a stop waits for calls in flight.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.option("--stats-file", type=click.Path(path_type=Path), hidden=True)
 @command
 def serve(
     console: Console,
@@ -68,8 +78,11 @@ def serve(
     partitions: int | None,
     passphrase_file: Path | None,
     threads: int | None,
+    workers: int | None,
+    lane: str | None,
     grace_s: float | None,
     log_level: str | None,
+    stats_file: Path | None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; calls in flight finish first.
 
@@ -84,6 +97,8 @@ def serve(
         partitions=partitions,
         passphrase_file=passphrase_file,
         threads=threads,
+        workers=workers,
+        lane=lane,
         grace_s=grace_s,
         log_level=log_level,
     )
@@ -100,12 +115,13 @@ def serve(
                     made,
                     PASSPHRASE_BESIDE_DATA,
                 )
-        with (
-            opening.open_deployment(url, settings, os.environ, ask=ask_passphrase) as deployment,
-            # Behind the deployment, which may refuse to open; it ends when the last call is answered.
-            _ledger(settings, url),
-        ):
-            _run(console, settings, deployment, stop)
+        # Around the serving: it ends, with everything written, when the last call is answered.
+        with _ledger(settings, url):
+            if settings.workers > 1:
+                _supervise(console, settings, url, stop, stats_file)
+                return
+            with opening.open_deployment(url, settings, os.environ, ask=ask_passphrase) as deployment:
+                _run(console, settings, deployment, stop, stats_file)
 
 
 def _ledger(settings: Settings, url: str) -> contextlib.AbstractContextManager[object]:
@@ -115,14 +131,47 @@ def _ledger(settings: Settings, url: str) -> contextlib.AbstractContextManager[o
     return contextlib.nullcontext()
 
 
-def _run(console: Console, settings: Settings, deployment: Deployment, stop: StopSignal) -> None:
-    server = Server(deployment, settings.listen, threads=settings.threads, look=deployment.look).start()
+def _run(
+    console: Console, settings: Settings, deployment: Deployment, stop: StopSignal, stats_file: Path | None
+) -> None:
+    server = Server(
+        deployment,
+        settings.listen,
+        threads=settings.threads,
+        look=deployment.look,
+        lane=settings.lane == "auto",
+    ).start()
     try:
-        _announce(console, settings, server)
-        stop.wait()
+        freeze_heap()
+        _announce(console, settings, server.addresses)
+        with StatisticsFile(stats_file, server.statistics) if stats_file else contextlib.nullcontext():
+            stop.wait()
         _log.info("stopping: calls in flight have %g s", settings.grace_s)
     finally:
         server.stop(settings.grace_s)
+    _log.info("stopped")
+
+
+def _supervise(
+    console: Console, settings: Settings, url: str, stop: StopSignal, stats_file: Path | None
+) -> None:
+    typed = ""
+
+    def ask() -> str:
+        nonlocal typed
+        typed = ask_passphrase()
+        return typed
+
+    # Opened here first: what is wrong with the store or the settings is told once, as with one process.
+    opening.open_deployment(url, settings, os.environ, ask=ask).close()
+    with reserved(settings.listen) as listen:
+        orders = orders_of(
+            settings, url, listen, os.environ, passphrase=typed, stats_file=str(stats_file or "")
+        )
+        with Supervisor(settings.workers, orders, grace_s=settings.grace_s, stop=stop) as supervisor:
+            _announce(console, settings, [one.address for one in listen])
+            supervisor.run()
+            _log.info("stopping: calls in flight have %g s", settings.grace_s)
     _log.info("stopped")
 
 
@@ -138,18 +187,18 @@ def _raise_open_files() -> None:
     _log.debug("open files: %d, were %d", resource.getrlimit(resource.RLIMIT_NOFILE)[0], soft)
 
 
-def _announce(console: Console, settings: Settings, server: Server) -> None:
+def _announce(console: Console, settings: Settings, addresses: Sequence[str]) -> None:
     where = str(settings.data_dir) if settings.embedded else redacted(settings.store_url)
     if console.json:
         # One line: who waits for it reads a line, not a document.
-        said = json_text({"serving": server.addresses, "store": where})
+        said = json_text({"serving": addresses, "store": where})
     else:
-        said = visible(f"serving on {', '.join(server.addresses)} (store: {where}); Ctrl-C stops")
+        said = visible(f"serving on {', '.join(addresses)} (store: {where}); Ctrl-C stops")
     try:
         click.echo(said)
     except OutputFailed as error:
         # Whom it should tell is gone; the callers are not.
-        _log.warning("serving on %s; nobody could be told: %s", ", ".join(server.addresses), error)
+        _log.warning("serving on %s; nobody could be told: %s", ", ".join(addresses), error)
 
 
 @click.command("init")

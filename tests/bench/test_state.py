@@ -15,13 +15,14 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from engine.calls import IssueAnswer, StockChange
 from engine.claims import Channel, Line, State, Suite, Version
 from engine.deployment import system_ms
-from engine.state import codes, stock
+from engine.state import attempts, codes, stock
 from engine.state.connection import Connection, Durability
 from engine.state.keys import spread_tags
 from engine.state.server import EmbeddedServer
 from engine.verdict import IssueVerdict, RedeemVerdict, StockVerdict
 from tests.bench.conftest import Measure
 from tests.bench.report import OUT
+from tests.engine.tries import packed
 
 MALL, STORE, TERMINAL, SKU = 7, 2001, 3, 501
 ROUNDS = {1: 100, 8: 50, 64: 25, 256: 12}
@@ -88,29 +89,16 @@ def issue(connection: Connection, count: int) -> list[bytes]:
     return [answer.uid for answer in answers if isinstance(answer, IssueAnswer)]
 
 
-def tries(uids: list[bytes]) -> list[codes.RedeemItem]:
+def tries(uids: list[bytes]) -> list[attempts.Attempt]:
     return [
-        codes.RedeemItem(
-            uid=uid,
-            request=draw.randbytes(12),
-            body=bytes(8),
+        packed(
+            uid,
+            draw.randbytes(12),
             mall_id=MALL,
             store_id=STORE,
-            terminal_id=TERMINAL,
-            version=Version.DYNAMIC,
-            stale=False,
-            pin=(codes.NO_PIN, codes.NO_PIN),
-            pin_generations=(1, 0),
-            proof=RedeemVerdict.PROOF_REQUIRED,
-            proof_digest=bytes(12),
-            proof_method=0,
-            place=None,
-            closed=None,
-            window=None,
             distance_bucket=2,
-            lines=(),
-            actor="terminal:3",
-            dry=False,
+            body=bytes(8),
+            actor=b"terminal:3",
         )
         for uid in uids
     ]
@@ -125,13 +113,13 @@ def test_redeem(measure: Measure, benchmark: BenchmarkFixture, connection: Conne
         f"{durability}, batches of {count}",
         "engine",
         count,
-        lambda items: (next(rounds), codes.redeem(connection, items))[1],
+        lambda items: (next(rounds), attempts.run(connection, items))[1],
         prepare=lambda: (tries(issue(connection, count)),),
         rounds=ROUNDS[count],
     )
     assert next(rounds) == ROUNDS[count]
-    verdicts = [facts.answer.verdict for facts in answers if isinstance(facts, codes.RedeemFacts)]
-    assert verdicts == [RedeemVerdict.REDEEMED] * count
+    verdicts = [facts.verdict for facts in answers if isinstance(facts, attempts.Facts)]
+    assert verdicts == [RedeemVerdict.REDEEMED.number] * count
     if connection.durability is Durability.FSYNC:
         benchmark.extra_info["fsync_s"] = fsync_s()
 

@@ -57,7 +57,7 @@ class Folded:
     arrivals: dict[Departure, Event] = field(default_factory=dict)
     numbers: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Epoch and sequence number of each partition's last event."""
-    changes: dict[tuple[bytes, EventType], int] = field(default_factory=dict)
+    changes: dict[tuple[bytes, EventType, int], int] = field(default_factory=dict)
     """When each request, by its digest, last made an event of a type (unix ms)."""
     crossings: dict[Shelf, int] = field(default_factory=lambda: defaultdict(int))
     """Crossings of tiers by shelf."""
@@ -111,9 +111,13 @@ def _number(folded: Folded, event: Event) -> None:
         if any(event.request):
             # A transfer has two: the units leave one store, and arrive at another. Otherwise a request may change something
             # again only when its first answer is remembered no more.
-            last_ms = folded.changes.get((event.request, event.type))
+            # Of a customer's own tries that holds within a partition: an id that comes back naming a code of another one is
+            # decided anew there, for renders stand in no register.
+            own_try = event.type in (EventType.TRIED, EventType.LOCKED) and not event.terminal_id
+            change = (event.request, event.type, event.id.partition if own_try else -1)
+            last_ms = folded.changes.get(change)
             assert last_ms is None or event.at_ms - last_ms >= limits.AFTERLIFE_S * 1000, event
-            folded.changes[event.request, event.type] = event.at_ms
+            folded.changes[change] = event.at_ms
     folded.numbers[event.id.partition] = event.id.epoch, event.id.seq
 
 

@@ -10,6 +10,7 @@ from engine.errors import InvalidInput
 from engine.policies import Policy
 from engine.verdict import IssueVerdict, RedeemVerdict, RenderVerdict, ReverseVerdict
 from tests.engine.fold import check_against_store, fold
+from tests.engine.proofs import put_provider
 from tests.engine.shop import BUNDLE, MALL, NEIGHBOUR, STORE, Shop, north
 
 LINES = (Line(BUNDLE, 3), Line(100, 2))
@@ -140,6 +141,7 @@ def test_a_part_that_makes_too_many_units_is_refused(bundled: Shop) -> None:
 # --- policies of bundles and of their parts ---------------------------------------------------------------------------
 def test_policies_go_by_what_was_ordered(bundled: Shop) -> None:
     """A bundle's own policy holds for it, at issue and whenever it is shown; its parts' are for those who order them loose."""
+    put_provider(bundled)
     bundled.put_policies(
         Policy(
             "sku",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from engine import expiry, issuance, limits, serial
@@ -12,6 +14,7 @@ from engine.policies import Policy
 from engine.state.events import EventType
 from engine.verdict import ConfirmVerdict, ExtendVerdict, IssueVerdict, RedeemVerdict, RenderVerdict
 from tests.engine.fold import check_against_store, fold
+from tests.engine.proofs import proof_token, put_provider
 from tests.engine.shop import BUNDLE, MALL, NEIGHBOUR, Shop, settled
 
 SETTLE_S = 70
@@ -119,6 +122,7 @@ def test_a_hold_s_retry_after_the_confirmation_gets_the_hold_s_answer(shop: Shop
 @pytest.mark.parametrize("version", Version)
 def test_a_confirmed_code_is_one_that_was_issued(shop: Shop, version: Version) -> None:
     shop.stock_all()
+    put_provider(shop)
     held = shop.hold(version=version, ttl_s=HOUR_S)
     shop.clock.tick(600)
     confirmed = shop.confirm(held.uid)
@@ -129,7 +133,8 @@ def test_a_confirmed_code_is_one_that_was_issued(shop: Shop, version: Version) -
     rendered = shop.render(held.uid)
     assert (confirmed.typed, confirmed.pin) == (rendered.typed, rendered.pin)
     assert bool(confirmed.pin) == (version is Version.STATIC)
-    answer = shop.redeem(rendered.payloads[0].text, pin=confirmed.pin)
+    proof = proof_token(shop, held.uid)
+    answer = shop.redeem(rendered.payloads[0].text, pin=confirmed.pin, proof_token=proof)
     assert answer.verdict is RedeemVerdict.REDEEMED
     assert types(shop)[-3:] == [EventType.HELD, EventType.CONFIRMED, EventType.REDEEMED]
     check_against_store(fold(shop.events()), shop.deployment, shop.clock.now_ms)
@@ -185,9 +190,15 @@ def test_a_confirmation_s_retry_gets_its_secrets_again(shop: Shop) -> None:
 @pytest.mark.parametrize("state", [State.LIVE, State.PARTLY])
 def test_an_extended_code_lives_on(shop: Shop, version: Version, state: State) -> None:
     shop.stock_all()
+    put_provider(shop)
     issued = shop.issue(ttl_s=HOUR_S, version=version, lines=(Line(100, 2),))
+
+    def redeem(text: str, **fields: Any) -> RedeemVerdict:
+        token = proof_token(shop, issued.uid)
+        return shop.redeem(text, pin=issued.pin, proof_token=token, **fields).verdict
+
     if state is State.PARTLY:
-        shop.redeem(shop.show(issued.uid), pin=issued.pin, lines=(Line(100, 1),))
+        redeem(shop.show(issued.uid), lines=(Line(100, 1),))
     old = shop.show(issued.uid)
     at_s = issued.expires_at_s + HOUR_S
     assert shop.extend(issued.uid, at_s).expires_at_s == at_s
@@ -195,8 +206,8 @@ def test_an_extended_code_lives_on(shop: Shop, version: Version, state: State) -
     shop.clock.tick(HOUR_S + SETTLE_S)
     assert expiry.sweep(shop.deployment) == Swept()
     # What was shown before says when it ends itself: the customer shows it anew.
-    assert shop.redeem(old, pin=issued.pin).verdict is RedeemVerdict.STALE_CODE
-    assert shop.redeem(shop.show(issued.uid), pin=issued.pin).verdict is RedeemVerdict.REDEEMED
+    assert redeem(old) is RedeemVerdict.STALE_CODE
+    assert redeem(shop.show(issued.uid)) is RedeemVerdict.REDEEMED
     check_against_store(fold(shop.events()), shop.deployment, shop.clock.now_ms)
 
 

@@ -16,6 +16,7 @@ from engine.state import register
 from engine.state.events import EventType
 from engine.stores import CatalogueEntry, Mall, PickupMode
 from engine.verdict import IssueVerdict, RedeemVerdict, StockVerdict, VoidVerdict
+from tests.engine.proofs import put_provider
 from tests.engine.shop import FAR_STORE, MALL, NEIGHBOUR, OTHER_MALL, STORE, Shop, north
 
 ID: Final = "the-same-id"
@@ -415,6 +416,7 @@ def test_again_after_the_policy_asks_for_another_kind_of_code(
     shop: Shop, before: PickupMode, after: PickupMode, verb: str
 ) -> None:
     shop.stock_all()
+    put_provider(shop)
     make = getattr(shop, verb)
     shop.put_policies(Policy("deployment", pickup_mode=before, code_ttl_s=600, hold_s=60))
     first = make(request_id=ID, version=None)

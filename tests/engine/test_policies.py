@@ -37,6 +37,7 @@ VALUES: Final[dict[str, tuple[Any, Any, Any]]] = {
     "terminal_location": ("off", "optional", "required"),
     "customer_location": ("required", "optional", "off"),
     "pickup_mode": ("static", "valuable", "dynamic"),
+    "customer_proof": ("off", "required", "off"),
     "proof_methods": (("two_staff",), ("face", "id_document"), ("id_document",)),
     "tiers": (Tiers(50, 20, 10, 5), Tiers(40, 20, 10, 5, 1), Tiers(20, 10, 5, 0)),
 }

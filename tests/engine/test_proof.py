@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final, get_args
 
@@ -18,9 +19,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.claims import Line, Version
 from engine.deployment import Deployment
 from engine.errors import InvalidInput, RequestIdReused
-from engine.policies import ProofMethod
+from engine.policies import Policy, ProofMethod
 from engine.proof import (
     AGE_S_MAX,
     AHEAD_S_MAX,
@@ -31,7 +33,10 @@ from engine.proof import (
     Provider,
     ProviderKey,
     check,
+    provable,
 )
+from engine.verdict import HoldVerdict, IssueVerdict, RedeemVerdict
+from tests.engine import proofs
 from tests.engine import shop as shops
 
 NOW_S: Final = 1_800_000_000
@@ -469,3 +474,112 @@ def test_a_revoked_provider_is_revoked_everywhere(shop: shops.Shop, elsewhere: D
     assert seen() is ProofRefusal.PROVIDER_REVOKED
     with pytest.raises(RequestIdReused):
         control.put_providers([FACE_ID], request_id="provider-1", actor="ops")
+
+
+# --- no proof, no code ------------------------------------------------------------------------------------------------------
+def put_vouching(shop: shops.Shop, *methods: ProofMethod, revoked: bool = False) -> None:
+    """Register a provider that may vouch by these methods only."""
+    provider = replace(proofs.provider(), methods=methods, revoked=revoked)
+    shop.deployment.control.put_providers([provider], request_id=shop.new_id(), actor="ops")
+
+
+@pytest.mark.parametrize(
+    ("vouching", "offered", "expected"),
+    [
+        ([], EVERY_METHOD, ()),
+        ([("id_document",)], EVERY_METHOD, ("id_document",)),
+        ([("id_document",)], ("face", "two_staff"), ()),
+        ([("face",)], EVERY_METHOD, ()),
+        ([("face", "two_staff")], ("face", "id_document"), ()),
+        ([("face",), ("two_staff",)], EVERY_METHOD, ("face", "two_staff")),
+    ],
+)
+@pytest.mark.parametrize("revoked", [False, True])
+def test_provable_is_what_is_offered_and_somebody_may_vouch_for(
+    vouching: list[tuple[ProofMethod, ...]],
+    offered: tuple[ProofMethod, ...],
+    expected: tuple[ProofMethod, ...],
+    revoked: bool,
+) -> None:
+    """Face alone is nothing, whether the policy or the providers leave nothing else; a revoked provider is none."""
+    providers = {
+        str(n): replace(FACE_ID, provider_id=f"p{n}", methods=methods, revoked=revoked)
+        for n, methods in enumerate(vouching)
+    }
+    assert provable(providers, offered) == (() if revoked else expected)
+
+
+def test_a_valuable_code_that_nobody_could_vouch_for_is_not_made(shop: shops.Shop) -> None:
+    """Neither issued nor held; its request id is free again, and serves once there is a provider."""
+    shop.stock_all()
+    before = shop.dump()
+
+    def refused() -> None:
+        issued = shop.issue(version=Version.VALUABLE, request_id="order-0001")
+        assert (issued.verdict, issued.uid) == (IssueVerdict.PROOF_UNAVAILABLE, b"")
+        assert shop.hold(version=Version.VALUABLE).verdict is HoldVerdict.PROOF_UNAVAILABLE
+        assert shop.figures().reserved == 0
+
+    refused()
+    put_vouching(shop, "face")
+    refused()
+    put_vouching(shop, "id_document", revoked=True)
+    refused()
+    put_vouching(shop, "id_document")
+    shop.put_policies(Policy("deployment", proof_methods=("face", "two_staff")))
+    refused()
+    assert [event for event in shop.events() if event.uid != bytes(8)] == []
+    assert shop.dump().keys() >= before.keys()
+
+    shop.put_policies(Policy("deployment"))
+    issued = shop.issue(version=Version.VALUABLE, request_id="order-0001")
+    assert issued.verdict is IssueVerdict.ISSUED
+    assert shop.record(issued.uid).proof_needed
+    # Once it is made, its retry finds it, whatever has become of the provider.
+    put_vouching(shop, "id_document", revoked=True)
+    assert shop.issue(version=Version.VALUABLE, request_id="order-0001") == replace(issued, replayed=True)
+
+
+def test_other_codes_ask_for_no_provider(shop: shops.Shop) -> None:
+    shop.stock_all()
+    for version in (Version.STATIC, Version.DYNAMIC):
+        issued = shop.issue(version=version)
+        assert issued.verdict is IssueVerdict.ISSUED
+        assert not shop.record(issued.uid).proof_needed
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_a_policy_may_say_that_valuables_need_no_proof(shop: shops.Shop, registered: bool) -> None:
+    """In so many words, and for as long as it says so; a code of several lines needs what one of them needs."""
+    shop.stock_all()
+    if registered:
+        proofs.put_provider(shop)
+    free = Policy("sku", mall_id=shops.MALL, sku_id=100, customer_proof="off")
+    shop.put_policies(free)
+    issued = shop.issue(version=Version.VALUABLE)
+    assert issued.verdict is IssueVerdict.ISSUED
+    assert not shop.record(issued.uid).proof_needed
+    both = shop.issue(version=Version.VALUABLE, lines=(Line(100, 1), Line(101, 1)))
+    assert both.verdict is (IssueVerdict.ISSUED if registered else IssueVerdict.PROOF_UNAVAILABLE)
+    shop.put_policies(replace(free, customer_proof=None))
+    later = shop.issue(version=Version.VALUABLE)
+    assert later.verdict is (IssueVerdict.ISSUED if registered else IssueVerdict.PROOF_UNAVAILABLE)
+    # What was issued under a policy keeps its terms.
+    assert shop.redeem(shop.show(issued.uid)).verdict is RedeemVerdict.REDEEMED
+
+
+def test_lines_whose_policies_have_no_proof_in_common_need_none_if_none_is_asked_for(
+    shop: shops.Shop,
+) -> None:
+    shop.stock_all()
+    apart = [
+        Policy("sku", mall_id=shops.MALL, sku_id=100, proof_methods=("two_staff",)),
+        Policy("sku", mall_id=shops.MALL, sku_id=101, proof_methods=("id_document",)),
+    ]
+    shop.put_policies(*apart)
+    lines = (Line(100, 1), Line(101, 1))
+    with pytest.raises(InvalidInput) as refused:
+        shop.issue(version=Version.VALUABLE, lines=lines)
+    assert refused.value.field == "lines"
+    shop.put_policies(*(replace(policy, customer_proof="off") for policy in apart))
+    assert shop.issue(version=Version.VALUABLE, lines=lines).verdict is IssueVerdict.ISSUED

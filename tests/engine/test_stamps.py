@@ -19,6 +19,7 @@ from engine.issuance import ahead_stamps, now_stamp
 from engine.verdict import InspectVerdict, RenderVerdict
 from ext.codec import CLAIMS, OpenStatus, open_text_batch, pack
 from tests.engine import shop as shops
+from tests.engine.proofs import put_provider
 from tests.engine.shop import MALL, Clock, Shop
 
 SOAK: Final = os.environ.get("PICKGATE_SOAK") == "1"
@@ -52,6 +53,7 @@ def inspected(shop: Shop, text: str, at_ms: int) -> InspectVerdict:
 def test_windows_are_true_at_both_edges(shop: Shop, version: Version, suite: Suite, start_ms: int) -> None:
     shop.clock.now_ms += start_ms
     shop.stock_all()
+    put_provider(shop)
     uid = shop.issue(version=version, suite=suite).uid
     shown_ms = shop.clock.now_ms
     payloads = shop.render(uid, count=4).payloads
@@ -113,6 +115,7 @@ def test_a_day_s_worth_and_no_more(shop: Shop) -> None:
 # --- what a payload says ------------------------------------------------------------------------------------------
 def test_payload_of_one_line_shows_it(shop: Shop) -> None:
     shop.stock_all()
+    put_provider(shop)
     uid = shop.issue(lines=(Line(103, 4),), version=Version.VALUABLE, amount_fen=990).uid
     says = claims_of(shop, shop.show(uid))
     assert (says["uid"], says["store"], says["item"], says["qty"], says["amount"]) == (uid, 2001, 103, 4, 990)
@@ -141,6 +144,7 @@ def test_payload_after_a_partial_pickup_shows_what_is_left(shop: Shop) -> None:
 @pytest.mark.parametrize("suite", Suite)
 def test_renders_within_one_second_are_identical(shop: Shop, version: Version, suite: Suite) -> None:
     shop.stock_all()
+    put_provider(shop)
     uid = shop.issue(version=version, suite=suite).uid
     first = shop.render(uid, count=3)
     shop.clock.tick(0.999)

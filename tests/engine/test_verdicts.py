@@ -151,6 +151,11 @@ def _issue_closed(shop: Shop, wanted: Verdict) -> Act:
     return _make(shop, wanted)
 
 
+@case(IssueVerdict.PROOF_UNAVAILABLE, HoldVerdict.PROOF_UNAVAILABLE)
+def _nobody_can_vouch(shop: Shop, wanted: Verdict) -> Act:
+    return _make(shop, wanted, version=Version.VALUABLE)
+
+
 @case(IssueVerdict.CHANNEL_CLOSED, HoldVerdict.CHANNEL_CLOSED)
 def _issue_nearly_gone(shop: Shop, wanted: Verdict) -> Act:
     shop.receive(200, change=StockChange.BASELINE)

@@ -82,6 +82,7 @@ def test_whatever_is_killed_the_ledger_has_it_all_once(serving: Serving) -> None
     acknowledged: set[EventId] = set()
     for turn in range(ROUNDS):
         harm = (kill_writer, kill_store, kill_server)[turn % 3]
+        store_pid(serving)  # it has come back from the turn before
         with Client(serving.address, tries=1, timeout_s=5.0) as client:
             with serving.open_beside() as deployment:
                 rush, _ = open_rush(

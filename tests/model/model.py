@@ -233,6 +233,7 @@ class Terms:
     terminal_location: str = "required"
     customer_location: str = "off"
     pickup_mode: str = "dynamic"
+    customer_proof: str = "required"
     proof_methods: tuple[str, ...] = ("face", "id_document", "two_staff")
     tiers: Tiers = field(default_factory=Tiers)
 
@@ -261,7 +262,8 @@ class Model:
         self.stores: dict[int, Store] = {}
         self.catalogue: dict[tuple[int, int], CatalogueEntry] = {}
         self.policies: dict[str, Policy] = {}
-        self.providers = False
+        self.vouching: frozenset[str] = frozenset()
+        """Ways by which the one provider may prove; none: it isn't there, or is revoked."""
         self.codes: dict[bytes, Code] = {}
         self.shelves: dict[tuple[int, int, int], Shelf] = {}
         self.answers: dict[tuple[Any, ...], tuple[Any, Any]] = {}
@@ -347,6 +349,8 @@ class Model:
             terms.hold_s = min(one.hold_s for one in of_each)
             terms.customer_location = max((one.customer_location for one in of_each), key=_STRICTNESS.index)
             terms.pickup_mode = max((one.pickup_mode for one in of_each), key=_STRENGTH.index)
+            if any(one.customer_proof == "required" for one in of_each):
+                terms.customer_proof = "required"
             common = [
                 way for way in Terms().proof_methods if all(way in one.proof_methods for one in of_each)
             ]
@@ -494,7 +498,7 @@ class Model:
         for n, request in enumerate(requests):
             terms = self._terms_of_order(request)
             version = request.version or _VERSION[terms.pickup_mode]
-            if version is Version.VALUABLE and self.providers and not terms.proof_methods:
+            if self._needs_proof(version, terms) and not terms.proof_methods:
                 outcomes[n] = INVALID
             else:
                 wanted.append(n)
@@ -512,6 +516,9 @@ class Model:
 
     def _terms_of_order(self, request: IssueRequest) -> Terms:
         return self.terms(request.store_id, request.mall_id, [line.sku_id for line in request.lines])
+
+    def _needs_proof(self, version: Version, terms: Terms) -> bool:
+        return version is Version.VALUABLE and terms.customer_proof == "required"
 
     def _body_of_issue(self, request: IssueRequest) -> Any:
         # Which line comes first is no part of what is wanted.
@@ -537,6 +544,11 @@ class Model:
         for line in request.lines:
             if (mall, line.sku_id) not in self.catalogue:
                 return refuse("UNKNOWN_SKU", line.sku_id)
+        terms = self._terms_of_order(request)
+        version = request.version or _VERSION[terms.pickup_mode]
+        proof_needed = self._needs_proof(version, terms)
+        if proof_needed and self.vouching & set(terms.proof_methods) <= {"face"}:
+            return refuse("PROOF_UNAVAILABLE")
 
         lines: list[Line] = []
         bundles: list[Bundle] = []
@@ -559,8 +571,6 @@ class Model:
             if shelf.on_hand - shelf.reserved < promised[one.sku]:
                 return refuse("STOCK_SHORT", one.sku)
 
-        terms = self._terms_of_order(request)
-        version = request.version or _VERSION[terms.pickup_mode]
         now_ms = self.now(partition)
         ttl_s = request.ttl_s or terms.code_ttl_s
         exp_s = self.clock_s + (terms.hold_s if held else ttl_s)
@@ -570,7 +580,7 @@ class Model:
             uid=uid, mall=mall, store=store, version=version, order=request.order_id, lines=lines, bundles=bundles,
             ordered=tuple(line.sku_id for line in request.lines),
             windows_bind=any(self.shelf(mall, store, one.sku).tier >= Tier.TIGHT for one in lines),
-            methods=frozenset(terms.proof_methods if version is Version.VALUABLE and self.providers else ()),
+            methods=frozenset(terms.proof_methods if proof_needed else ()),
             ttl_s=ttl_s, exp_s=exp_s, issued_ms=now_ms, state=State.HELD if held else State.LIVE,
             replaces=request.replaces, channel=request.channel, changed_ms=now_ms, made=(partition, *key),
         )  # fmt: skip
@@ -905,7 +915,7 @@ class Model:
                 token is not None
                 and token.uid == of.uid
                 and 0 <= self.clock_s - token.iat_s <= 120
-                and token.method in code.methods
+                and token.method in code.methods & self.vouching
                 and token.jti not in code.burnt
             )
             return None if good else RedeemVerdict.PROOF_REJECTED

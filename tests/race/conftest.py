@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Literal
 
 import pytest
 
@@ -18,20 +18,25 @@ from tests.race.shop import SOAK, Shop
 PROCESSES: Final = 3
 
 
-@pytest.fixture(scope="session")
+def _scope(fixture_name: str, config: object) -> Literal["session", "function"]:
+    """Each long race has a store of its own: its books are read many times, and would hold all other races' events."""
+    return "function" if SOAK else "session"
+
+
+@pytest.fixture(scope=_scope)
 def race_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with EmbeddedServer(tmp_path_factory.mktemp("race") / "data", durability="fsync") as server:
         shops.create(server.url)
         yield server.url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope=_scope)
 def _session_shop(race_url: str) -> Iterator[Shop]:
     with shops.open_shop(race_url) as shop:
         yield shop
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope=_scope)
 def contest(race_url: str) -> Iterator[Rivals]:
     """Three processes beside this one, on the same store."""
     with rivals(race_url, PROCESSES) as started:
@@ -51,7 +56,7 @@ def rounds() -> int:
     return 60 if SOAK else 4
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope=_scope)
 def course_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A store of the heats' own, which keeps nothing on disk."""
     with EmbeddedServer(tmp_path_factory.mktemp("heats") / "data", durability="memory") as server:
@@ -59,7 +64,7 @@ def course_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope=_scope)
 def course(course_url: str) -> Iterator[Course]:
     """Three processes with four threads each for heats."""
     with heats.course(course_url) as opened:

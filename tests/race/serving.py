@@ -41,11 +41,17 @@ def is_alive(pid: int) -> bool:
 
 
 class Serving:
-    """`pickgate serve` on one data folder and one unix socket. `start` it as often as it was ended."""
+    """`pickgate serve` on one data folder and one address. `start` it as often as it was ended.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: for its data, its log, and its unix socket.
+        workers: how many processes; several listen on a port of loopback.
+    """
+
+    def __init__(self, folder: Path, *, workers: int = 1) -> None:
         self.data_dir = folder / "data"
-        self.address = f"unix:{folder / 's'}"
+        self.address = f"unix:{folder / 's'}" if workers == 1 else "127.0.0.1:0"
+        self._workers = workers
         self._log = folder / "serve.log"
         self._process: subprocess.Popen[str] | None = None
 
@@ -60,7 +66,7 @@ class Serving:
         command = [sys.executable, "-m", "server.cli", "--json", "serve", "--data-dir", str(self.data_dir)]
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
-                [*command, "--listen", self.address],
+                [*command, "--listen", self.address, "--workers", str(self._workers)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -72,7 +78,9 @@ class Serving:
         ready, _, _ = select.select([self._process.stdout], [], [], START_BOUND_S)
         line = self._process.stdout.readline() if ready else ""
         assert line, f"it did not come up; its log ends:\n{self._log.read_text()[-2000:]}"
-        assert json.loads(line)["serving"] == [self.address]
+        (address,) = json.loads(line)["serving"]
+        assert address.rpartition(":")[0] == self.address.rpartition(":")[0]
+        self.address = address
         return self
 
     @property
@@ -80,6 +88,20 @@ class Serving:
         """Process id of the server that was started last."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def workers(self) -> list[int]:
+        """Process ids of its workers, in the order of their start."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        found = [
+            pid for pid in map(int, children) if b"server.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        return sorted(found)
+
+    @property
+    def log(self) -> str:
+        """What it has logged so far."""
+        return self._log.read_text(errors="replace")
 
     @property
     def store_url(self) -> str:

@@ -24,6 +24,7 @@ from engine.errors import PickgateError
 from engine.stores import CatalogueEntry, Mall, Store
 from engine.wrapping import PassphraseUnlock
 from ext.place import Datum
+from tests.engine import proofs
 
 MALL: Final = 1
 STORE: Final = 2001
@@ -51,7 +52,7 @@ def create(url: str) -> None:
 
 
 def furnish(deployment: Deployment) -> None:
-    """Put the mall, its stores and its catalogue."""
+    """Put the mall, its stores, its catalogue, and a provider of proofs."""
     control = deployment.control
     control.put_malls([Mall(MALL, "Mall")], request_id="put-malls", actor="test")
     stores = [
@@ -59,6 +60,7 @@ def furnish(deployment: Deployment) -> None:
         for store_id in (STORE, OTHER_STORE)
     ]
     control.put_stores(stores, request_id="put-stores", actor="test")
+    control.put_providers([proofs.provider()], request_id="put-providers", actor="test")
     for first in range(FIRST_SKU, FIRST_SKU + SKUS, PUT):
         entries = [CatalogueEntry(MALL, sku, f"SKU {sku}") for sku in range(first, first + PUT)]
         control.put_catalogue(entries, request_id=f"put-catalogue-{first}", actor="test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ from engine.idempotency import request_digest
 from engine.state import codes
 from engine.state.events import EventType
 from engine.verdict import RedeemVerdict, VoidVerdict
+from tests.engine import proofs
 from tests.race.books import check_books
 from tests.race.rivals import Behind, Rivals
 from tests.race.shop import MALL, STORE, Shop, all_at_once, sound, terminal
@@ -52,8 +54,10 @@ def test_two_hundred_threads_on_one_code(shop: Shop, version: Version, suite: Su
         before = shop.figures(sku)
         [code] = shop.issue(sku, version=version, suite=suite)
         [text] = shop.show([code])
+        # All of them show the same proof: it is good for one redemption.
+        proof = proofs.sign(code.uid, shop.deployment.now_ms() // 1000)
         requests = [
-            redeem_request(code, text, terminal_id, shop.request_id())
+            replace(redeem_request(code, text, terminal_id, shop.request_id()), proof_token=proof)
             for terminal_id in range(1, CALLERS + 1)
         ]
 

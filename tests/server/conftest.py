@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -27,6 +28,8 @@ from pickgate.v1 import types_pb2 as types_pb
 from server.client import Client
 from server.config import parse_listen
 from server.serve import Server
+from server.translate_rules import provider_message
+from tests.engine import proofs
 
 MALL, OTHER_MALL = 7, 8
 STORE, NEAR_STORE, CLOSED_STORE = 2001, 2002, 2003
@@ -47,6 +50,12 @@ def wait_until(condition: Callable[[], object], what: str, bound_s: float = 20.0
         threading.Event().wait(0.02)
 
 
+def in_flight(server: Server) -> int:
+    """Calls that a server has taken up and not ended, by either lane; nothing public says so."""
+    inner: Any = server._server
+    return len(inner._state.rpc_states) + (server._lane.open_calls if server._lane else 0)
+
+
 @dataclass
 class House:
     """A served deployment, and short ways to call it."""
@@ -56,6 +65,8 @@ class House:
     server: Server
     client: Client
     _orders: Iterator[int]
+    handlers: str = ""
+    """Address of a second server over the same deployment, whose ordinary handlers serve all methods; "" without one."""
 
     @property
     def tcp(self) -> str:
@@ -121,7 +132,7 @@ class House:
 
 
 def furnish(house: House, units: int = 100_000) -> None:
-    """Put malls, stores, catalogue and stock."""
+    """Put malls, stores, catalogue, a provider of proofs, and stock."""
     client = house.client
     client.call(
         client.stores.PutMalls,
@@ -158,6 +169,10 @@ def furnish(house: House, units: int = 100_000) -> None:
             request_id=house.request_id(),
         ),
     )
+    providers = store_pb.PutProvidersRequest(
+        providers=[provider_message(proofs.provider())], request_id=house.request_id()
+    )
+    client.call(client.stores.PutProviders, providers)
     for store_id in (STORE, NEAR_STORE):
         outcome = client.call(
             client.stock.ReceiveStock,
@@ -209,7 +224,12 @@ def build(
 def house(tmp_path_factory: pytest.TempPathFactory, socket_dir: Path) -> Iterator[House]:
     """The house that the tests of a worker share: never stop it, and make orders of your own."""
     with ExitStack() as stack:
-        yield build(stack, tmp_path_factory.mktemp("house") / "data", socket_dir)
+        built = build(stack, tmp_path_factory.mktemp("house") / "data", socket_dir)
+        handlers = Server(
+            built.deployment, [parse_listen("127.0.0.1:0")], threads=8, look=built.deployment.look, lane=False
+        )
+        (built.handlers,) = stack.enter_context(handlers).addresses
+        yield built
 
 
 @pytest.fixture
@@ -224,10 +244,10 @@ def make_house(tmp_path: Path, socket_dir: Path) -> Iterator[HouseFactory]:
         yield make
 
 
-@pytest.fixture(params=["unix", "tcp"])
+@pytest.fixture(params=["lane", "handlers"])
 def client(request: pytest.FixtureRequest, house: House) -> Iterator[Client]:
-    """A client on each kind of address."""
-    with Client(house.unix if request.param == "unix" else house.tcp) as made:
+    """A client of each lane, the one through a unix socket and the other through TCP."""
+    with Client(house.unix if request.param == "lane" else house.handlers) as made:
         yield made
 
 

@@ -580,6 +580,10 @@ def test_the_doctor_finds_a_running_set_up_well(served: Served) -> None:
     for what in ("store", "durability", "deployment", "clock", "keyring", "keys", "server", "data folder"):
         assert found[what]["level"] == "ok", found[what]
     assert "9.1" in found["store"]["text"] or "." in found["store"]["text"]
+    assert found["allocator"]["level"] == "ok"
+    assert (
+        "mimalloc in front of libc" in found["allocator"]["text"] or "jemalloc" in found["allocator"]["text"]
+    )
     people = served.run("doctor").stdout
     assert "0 failed" in people
     assert "ok    keyring" in people

@@ -147,13 +147,14 @@ def test_policies_are_put_listed_and_taken_back(served: Served, tmp_path: Path) 
     put = served.json(
         *("policies", "put", "--level", "sku", "--mall", "7", "--sku", "301"),
         *("--pickup-mode", "static", "--code-ttl-s", "7200", "--proof-method", "face"),
-        *("--proof-method", "two_staff", "--customer-location", "optional"),
+        *("--proof-method", "two_staff", "--customer-location", "optional", "--customer-proof", "off"),
     )
     assert put["policies"] == 1
     listed = served.json("policies", "list")
     (policy,) = listed["policies"]
     assert (policy["level"], policy["pickup_mode"], policy["code_ttl_s"]) == ("SKU", "STATIC", 7200)
     assert policy["proof_methods"] == ["FACE", "TWO_STAFF"]
+    assert policy["customer_proof"] == "OFF"
     assert "hold_s" not in policy
     assert "pickup_mode static" in served.inside("policies", "list").stdout
     issued = served.json("issue", "--order", "P-1", "--line", "301")

@@ -48,7 +48,7 @@ def test_the_data_folder_follows_xdg(tmp_path: Path) -> None:
     [
         ({}, {"PICKGATE_TREADS": "3"}, "", ["PICKGATE_TREADS", "environment", "threads"]),
         ({}, {"PICKGATE_THREADS": "many"}, "", ["threads", "'many'", "environment", "1 .. 64"]),
-        ({}, {}, "tread = 3", ["tread", "3", "pickgate.toml", "threads"]),
+        ({}, {}, "tread = 3", ["tread", "pickgate.toml", "threads"]),
         ({}, {}, 'threads = "2x"', ["threads", "'2x'", "pickgate.toml", "1 .. 64"]),
         ({}, {}, "threads = true", ["threads", "True", "pickgate.toml"]),
         ({}, {}, "threads = 1.5", ["threads", "1.5", "pickgate.toml"]),

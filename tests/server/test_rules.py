@@ -41,7 +41,7 @@ FAR_AWAY = types_pb.Position(latitude_deg=31.25, longitude_deg=121.4365, datum=t
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory, socket_dir: Path) -> Iterator[House]:
-    """A house of this module's own, with a bundle, a SKU for couriers, and a provider of proofs."""
+    """A house of this module's own, with a bundle and a SKU for couriers."""
     with ExitStack() as stack:
         made = build(stack, tmp_path_factory.mktemp("rules") / "data", socket_dir)
         put_catalogue(
@@ -59,12 +59,6 @@ def house(tmp_path_factory: pytest.TempPathFactory, socket_dir: Path) -> Iterato
         )
         for sku_id in (CUP, STATIC_SKU):
             receive(made, 10_000, sku_id=sku_id)
-        made.client.call(
-            made.client.stores.PutProviders,
-            store_pb.PutProvidersRequest(
-                providers=[provider_message(proofs.provider())], request_id=made.request_id()
-            ),
-        )
         yield made
 
 
@@ -559,6 +553,7 @@ EVERYTHING = store_pb.Policy(
     terminal_location=store_pb.LOCATION_RULE_OPTIONAL,
     customer_location=store_pb.LOCATION_RULE_OFF,
     pickup_mode=types_pb.PICKUP_MODE_DYNAMIC,
+    customer_proof=store_pb.PROOF_RULE_OFF,
     proof_methods=[types_pb.PROOF_METHOD_FACE, types_pb.PROOF_METHOD_ID_DOCUMENT],
     tiers=store_pb.StockTiers(
         tight_percent=40, red_percent=20, closed_percent=10, emergency_percent=0, hysteresis_percent=3
@@ -595,6 +590,12 @@ def test_policies_come_back_as_they_were_put_page_by_page_and_rule(house: House)
         assert all_policies(house, page_size=1) == listed
         issued = house.issue()
         assert issued.expires_at_ms - issued.issued_at_ms == pytest.approx(3_600_000, abs=1_000)
+        valuable = house.issue(version=types_pb.VERSION_VALUABLE).uid
+        assert not get(house, valuable).proof_needed
+        assert (
+            house.redeem(house.render(valuable).payloads[0].text).verdict
+            == redemption_pb.REDEEM_VERDICT_REDEEMED
+        )
         near = house.issue(store_id=NEAR_STORE)
         assert near.expires_at_ms - near.issued_at_ms == pytest.approx(120_000, abs=1_000)
     finally:
@@ -619,6 +620,7 @@ def test_policies_come_back_as_they_were_put_page_by_page_and_rule(house: House)
         ("cycles_max", 11, "cycles_max"),
         ("customer_location", 7, "customer_location"),
         ("pickup_mode", 4, "pickup_mode"),
+        ("customer_proof", 3, "customer_proof"),
         ("proof_methods", [types_pb.PROOF_METHOD_FACE], "proof_methods"),
         ("proof_methods", [2, 2], "proof_methods"),
         ("proof_methods", [2, 4], "proof_methods[1]"),

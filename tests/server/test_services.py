@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from server import services
 from server.client import CallFailed, Client
 from server.config import parse_listen
 from server.serve import Server
+from tests.engine import proofs
 from tests.server.conftest import (
     AT_STORE,
     CLOSED_STORE,
@@ -72,7 +74,10 @@ def test_a_code_is_issued_shown_inspected_redeemed_once(
     assert inspected.pin_required == (version == types_pb.VERSION_STATIC)
     assert (inspected.uid, inspected.order_id, inspected.version) == (issued.uid, request.order_id, version)
 
-    redeem = house.redeem_request(payload.text, pin=issued.pin)
+    assert inspected.proof_required == (version == types_pb.VERSION_VALUABLE)
+    proof = proofs.sign(bytes.fromhex(issued.uid), int(time.time()))
+
+    redeem = house.redeem_request(payload.text, pin=issued.pin, proof_token=proof)
     redeemed = client.call(client.redemption.Redeem, redeem)
     assert redeemed.verdict == redemption_pb.REDEEM_VERDICT_REDEEMED
     assert (redeemed.uid, redeemed.terminal_id, redeemed.replayed) == (issued.uid, TERMINAL, False)

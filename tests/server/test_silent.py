@@ -19,7 +19,7 @@ from server import bounds
 from server.client import Client
 from server.config import parse_listen
 from server.serve import Server
-from tests.server.conftest import House, wait_until
+from tests.server.conftest import House, in_flight, wait_until
 
 UNARY = "/pickgate.v1.RedemptionService/Redeem"
 EVERY_KIND = (
@@ -68,12 +68,6 @@ def mute() -> Iterator[Callable[[str, str, int], list[Any]]]:
             return calls
 
         yield begin
-
-
-def in_flight(server: Server) -> int:
-    """Calls that gRPC has taken up and not ended; nothing public says so."""
-    inner: Any = server._server
-    return len(inner._state.rpc_states)
 
 
 @pytest.mark.parametrize("method", [UNARY, EVERY_KIND[-1]])

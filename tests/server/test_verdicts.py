@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -263,6 +263,28 @@ def position(north_m: float, accuracy_m: float = 5.0) -> types_pb.Position:
 
 
 # --- the server ----------------------------------------------------------------------------------------------------
+def furnish(client: Client) -> None:
+    """Put malls, catalogue and a provider of proofs."""
+    malls = [store_pb.Mall(mall_id=mall, name=f"商城{mall}") for mall in (MALL, OTHER_MALL)]
+    client.call(client.stores.PutMalls, store_pb.PutMallsRequest(malls=malls, request_id="put-0001"))
+    entries = [
+        store_pb.CatalogueEntry(mall_id=MALL, sku_id=SKU, name="茶"),
+        store_pb.CatalogueEntry(mall_id=MALL, sku_id=SKU + 1, name="杯"),
+        store_pb.CatalogueEntry(
+            mall_id=MALL, sku_id=BUNDLE, name="套装", parts=[types_pb.Line(sku_id=SKU, count=1)]
+        ),
+    ]
+    client.call(
+        client.stores.PutCatalogue, store_pb.PutCatalogueRequest(entries=entries, request_id="put-0001")
+    )
+    vouching = replace(proofs.provider(), methods=("face", "id_document"))
+    providers = [provider_message(vouching)]
+    client.call(
+        client.stores.PutProviders,
+        store_pb.PutProvidersRequest(providers=providers, request_id="put-0001"),
+    )
+
+
 @pytest.fixture(scope="module")
 def served(
     tmp_path_factory: pytest.TempPathFactory, socket_dir: Path
@@ -277,24 +299,17 @@ def served(
         listen = [parse_listen(f"unix:{socket_dir}/verdicts.sock")]
         server = stack.enter_context(Server(deployment, listen, threads=4, look=lambda: None))
         client = stack.enter_context(Client(server.addresses[0]))
-        malls = [store_pb.Mall(mall_id=mall, name=f"商城{mall}") for mall in (MALL, OTHER_MALL)]
-        client.call(client.stores.PutMalls, store_pb.PutMallsRequest(malls=malls, request_id="put-0001"))
-        entries = [
-            store_pb.CatalogueEntry(mall_id=MALL, sku_id=SKU, name="茶"),
-            store_pb.CatalogueEntry(mall_id=MALL, sku_id=SKU + 1, name="杯"),
-            store_pb.CatalogueEntry(
-                mall_id=MALL, sku_id=BUNDLE, name="套装", parts=[types_pb.Line(sku_id=SKU, count=1)]
-            ),
-        ]
-        client.call(
-            client.stores.PutCatalogue, store_pb.PutCatalogueRequest(entries=entries, request_id="put-0001")
-        )
-        providers = [provider_message(proofs.provider())]
-        client.call(
-            client.stores.PutProviders,
-            store_pb.PutProvidersRequest(providers=providers, request_id="put-0001"),
-        )
+        furnish(client)
         yield client, clock, deployment
+
+
+def counter_at(client: Client, clock: Clock, deployment: Deployment, store_id: int) -> Counter:
+    """A counter in a store of its own, and another store beside it."""
+    made = Counter(client, clock, store_id, store_id + 1, lambda: deployment.control.copy().usable_keys())
+    for one in (store_id, store_id + 1):
+        made.put_store(store_id=one)
+    made.receive(UNITS)
+    return made
 
 
 _stores = itertools.count(2_001, 2)
@@ -303,12 +318,7 @@ _stores = itertools.count(2_001, 2)
 @pytest.fixture
 def counter(served: tuple[Client, Clock, Deployment]) -> Counter:
     client, clock, deployment = served
-    first = next(_stores)
-    made = Counter(client, clock, first, first + 1, lambda: deployment.control.copy().usable_keys())
-    for store_id in (first, first + 1):
-        made.put_store(store_id=store_id)
-    made.receive(UNITS)
-    return made
+    return counter_at(client, clock, deployment, next(_stores))
 
 
 # --- the cases -----------------------------------------------------------------------------------------------------
@@ -359,6 +369,18 @@ def _no_store(counter: Counter, wanted: Verdict) -> Any:
 def _closed_store(counter: Counter, wanted: Verdict) -> Any:
     counter.put_store(closed=True)
     return _make(counter, wanted)
+
+
+@case(IssueVerdict.PROOF_UNAVAILABLE, HoldVerdict.PROOF_UNAVAILABLE)
+def _nobody_can_vouch(counter: Counter, wanted: Verdict) -> Any:
+    two_staff = store_pb.Policy(
+        level=store_pb.POLICY_LEVEL_STORE,
+        store_id=counter.store_id,
+        proof_methods=[types_pb.PROOF_METHOD_TWO_STAFF],
+    )
+    put = store_pb.PutPoliciesRequest(policies=[two_staff], request_id=counter.new_id())
+    counter.client.call(counter.client.stores.PutPolicies, put)
+    return _make(counter, wanted, version=types_pb.VERSION_VALUABLE)
 
 
 @case(IssueVerdict.CHANNEL_CLOSED, HoldVerdict.CHANNEL_CLOSED)
@@ -637,7 +659,9 @@ def _no_proof(counter: Counter) -> Any:
 @case(RedeemVerdict.PROOF_REJECTED)
 def _proof_of_another(counter: Counter) -> Any:
     uid, text = _valuable(counter)
-    answer = counter.redeem(text, proof_token=proofs.sign(uid[::-1], counter.clock.now_s))
+    answer = counter.redeem(
+        text, proof_token=proofs.sign(uid[::-1], counter.clock.now_s, jti=counter.new_id())
+    )
     assert answer.tries_left == 2
     return answer
 
@@ -645,7 +669,7 @@ def _proof_of_another(counter: Counter) -> Any:
 @case(RedeemVerdict.REDEEMED)
 def _proven(counter: Counter) -> Any:
     uid, text = _valuable(counter)
-    return counter.redeem(text, proof_token=proofs.sign(uid, counter.clock.now_s))
+    return counter.redeem(text, proof_token=proofs.sign(uid, counter.clock.now_s, jti=counter.new_id()))
 
 
 # reverse

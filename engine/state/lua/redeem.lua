@@ -1,7 +1,7 @@
 -- redeem: one try to redeem (or to inspect) each of N codes
 -- KEYS   1 to 6 the partition's own · then the keys the items point to
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one REDEEM_ITEM each
--- ITEM   uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 version:B stale:B pin_1:B pin_2:B generation_1:B generation_2:B proof:B place:B closed:B window:B bucket:B dry:B proof_key:I2 proof_digest:c12 proof_method:B n_lines:B actor_len:I2
+-- ITEM   uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 proof_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 version:B stale:B pin_1:B pin_2:B generation_1:B generation_2:B proof:B place:B closed:B window:B bucket:B dry:B proof_digest:c12 proof_method:B n_lines:B actor_len:I2
 -- ANSWER verdict:B at:I6 epoch:I4 seq:I6 terminal:I4 tries_left:B sku:I4 store:I4 cycle:B flavour:B flags:B exp:I4 bucket:B n_lines:B order_len:B
 -- RETURN per item one byte and, but for X, M and K, a REDEEM_ANSWER with its lines and order id: A decided now · R remembered ·
 --        X request id reused with another body · M the code has too many remembered changes · K the PIN key of the
@@ -75,8 +75,8 @@ local function choose(r, item, at, n_wanted)
 end
 
 local function redeem(item)
-  local uid, record_key, answer_key, stock_key, due_key, request, body, mall, store, terminal, version, stale, pin_1, pin_2,
-  generation_1, generation_2, proof, place_finding, closed, window, bucket, dry, proof_key, proof_digest, proof_method,
+  local uid, record_key, answer_key, stock_key, due_key, proof_key, request, body, mall, store, terminal, version, stale,
+  pin_1, pin_2, generation_1, generation_2, proof, place_finding, closed, window, bucket, dry, proof_digest, proof_method,
   n_lines, actor_len, at = unpack_fields(REDEEM_ITEM, item)
   dry = dry == 1
   record_key, stock_key, due_key = KEYS[record_key], KEYS[stock_key], KEYS[due_key]

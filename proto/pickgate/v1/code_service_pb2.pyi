@@ -38,6 +38,8 @@ class _IssueVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IssueVer
     """`sku_id` is so short that the channel is closed for it."""
     ISSUE_VERDICT_PROMOTION_STOPPED: _IssueVerdict.ValueType  # 7
     """`sku_id` is so short that it is not promoted any more."""
+    ISSUE_VERDICT_PROOF_UNAVAILABLE: _IssueVerdict.ValueType  # 8
+    """The code would need a proof of who the customer is, and nobody registered gives one that the policy offers."""
 
 class IssueVerdict(_IssueVerdict, metaclass=_IssueVerdictEnumTypeWrapper):
     """Answers of Issue."""
@@ -54,6 +56,8 @@ ISSUE_VERDICT_CHANNEL_CLOSED: IssueVerdict.ValueType  # 6
 """`sku_id` is so short that the channel is closed for it."""
 ISSUE_VERDICT_PROMOTION_STOPPED: IssueVerdict.ValueType  # 7
 """`sku_id` is so short that it is not promoted any more."""
+ISSUE_VERDICT_PROOF_UNAVAILABLE: IssueVerdict.ValueType  # 8
+"""The code would need a proof of who the customer is, and nobody registered gives one that the policy offers."""
 Global___IssueVerdict: _TypeAlias = IssueVerdict  # noqa: Y015
 
 class _HoldVerdict:
@@ -70,6 +74,7 @@ class _HoldVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HoldVerdi
     HOLD_VERDICT_STORE_CLOSED: _HoldVerdict.ValueType  # 5
     HOLD_VERDICT_CHANNEL_CLOSED: _HoldVerdict.ValueType  # 6
     HOLD_VERDICT_PROMOTION_STOPPED: _HoldVerdict.ValueType  # 7
+    HOLD_VERDICT_PROOF_UNAVAILABLE: _HoldVerdict.ValueType  # 8
 
 class HoldVerdict(_HoldVerdict, metaclass=_HoldVerdictEnumTypeWrapper):
     """Answers of Hold. Refusals have the numbers of IssueVerdict."""
@@ -82,6 +87,7 @@ HOLD_VERDICT_UNKNOWN_STORE: HoldVerdict.ValueType  # 4
 HOLD_VERDICT_STORE_CLOSED: HoldVerdict.ValueType  # 5
 HOLD_VERDICT_CHANNEL_CLOSED: HoldVerdict.ValueType  # 6
 HOLD_VERDICT_PROMOTION_STOPPED: HoldVerdict.ValueType  # 7
+HOLD_VERDICT_PROOF_UNAVAILABLE: HoldVerdict.ValueType  # 8
 Global___HoldVerdict: _TypeAlias = HoldVerdict  # noqa: Y015
 
 class _ConfirmVerdict:

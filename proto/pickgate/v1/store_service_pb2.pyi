@@ -51,6 +51,24 @@ TERMINAL_LOCATION_INHERIT: TerminalLocation.ValueType  # 4
 """As the deployment's policy says."""
 Global___TerminalLocation: _TypeAlias = TerminalLocation  # noqa: Y015
 
+class _ProofRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProofRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProofRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROOF_RULE_UNSPECIFIED: _ProofRule.ValueType  # 0
+    PROOF_RULE_OFF: _ProofRule.ValueType  # 1
+    PROOF_RULE_REQUIRED: _ProofRule.ValueType  # 2
+
+class ProofRule(_ProofRule, metaclass=_ProofRuleEnumTypeWrapper):
+    """Whether a valuable code is handed out against a proof of who the customer is only."""
+
+PROOF_RULE_UNSPECIFIED: ProofRule.ValueType  # 0
+PROOF_RULE_OFF: ProofRule.ValueType  # 1
+PROOF_RULE_REQUIRED: ProofRule.ValueType  # 2
+Global___ProofRule: _TypeAlias = ProofRule  # noqa: Y015
+
 class _LocationRule:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -442,6 +460,7 @@ class Policy(_message.Message):
     PICKUP_MODE_FIELD_NUMBER: _builtins.int
     PROOF_METHODS_FIELD_NUMBER: _builtins.int
     TIERS_FIELD_NUMBER: _builtins.int
+    CUSTOMER_PROOF_FIELD_NUMBER: _builtins.int
     level: Global___PolicyLevel.ValueType
     store_id: _builtins.int
     """Scope of a store's policy."""
@@ -464,6 +483,8 @@ class Policy(_message.Message):
     """Of the customer's phone at render. dsk"""
     pickup_mode: _types_pb2.PickupMode.ValueType
     """How codes are handed over. dsk"""
+    customer_proof: Global___ProofRule.ValueType
+    """OFF: valuable codes need no proof. dsk"""
     @_builtins.property
     def proof_methods(self) -> _containers.RepeatedScalarFieldContainer[_types_pb2.ProofMethod.ValueType]:
         """Which proofs open a valuable code, never face alone; none = inherited. dsk"""
@@ -489,10 +510,11 @@ class Policy(_message.Message):
         pickup_mode: _types_pb2.PickupMode.ValueType = ...,
         proof_methods: _abc.Iterable[_types_pb2.ProofMethod.ValueType] | None = ...,
         tiers: Global___StockTiers | None = ...,
+        customer_proof: Global___ProofRule.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_code_ttl_s", b"_code_ttl_s", "_cycles_max", b"_cycles_max", "_hold_s", b"_hold_s", "_payload_life_s", b"_payload_life_s", "_reversal_window_s", b"_reversal_window_s", "code_ttl_s", b"code_ttl_s", "cycles_max", b"cycles_max", "hold_s", b"hold_s", "payload_life_s", b"payload_life_s", "reversal_window_s", b"reversal_window_s", "tiers", b"tiers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_code_ttl_s", b"_code_ttl_s", "_cycles_max", b"_cycles_max", "_hold_s", b"_hold_s", "_payload_life_s", b"_payload_life_s", "_reversal_window_s", b"_reversal_window_s", "code_ttl_s", b"code_ttl_s", "customer_location", b"customer_location", "cycles_max", b"cycles_max", "hold_s", b"hold_s", "level", b"level", "mall_id", b"mall_id", "payload_life_s", b"payload_life_s", "pickup_mode", b"pickup_mode", "proof_methods", b"proof_methods", "reversal_window_s", b"reversal_window_s", "sku_id", b"sku_id", "store_id", b"store_id", "terminal_location", b"terminal_location", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_code_ttl_s", b"_code_ttl_s", "_cycles_max", b"_cycles_max", "_hold_s", b"_hold_s", "_payload_life_s", b"_payload_life_s", "_reversal_window_s", b"_reversal_window_s", "code_ttl_s", b"code_ttl_s", "customer_location", b"customer_location", "customer_proof", b"customer_proof", "cycles_max", b"cycles_max", "hold_s", b"hold_s", "level", b"level", "mall_id", b"mall_id", "payload_life_s", b"payload_life_s", "pickup_mode", b"pickup_mode", "proof_methods", b"proof_methods", "reversal_window_s", b"reversal_window_s", "sku_id", b"sku_id", "store_id", b"store_id", "terminal_location", b"terminal_location", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__code_ttl_s: _TypeAlias = _typing.Literal["code_ttl_s"]  # noqa: Y015
     _WhichOneofArgType__code_ttl_s: _TypeAlias = _typing.Literal["_code_ttl_s", b"_code_ttl_s"]  # noqa: Y015

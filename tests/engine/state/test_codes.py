@@ -11,10 +11,12 @@ from engine import issuance, limits, redemption
 from engine.calls import IssueAnswer
 from engine.claims import Channel, Line, State, Suite, Version
 from engine.errors import PickgateError, RequestIdReused, StoreUnavailable
+from engine.state import attempts as state
 from engine.state import codes
 from engine.state.keys import partition_of_store
 from engine.verdict import IssueVerdict, RedeemVerdict
 from tests.engine.shop import MALL, PARTITIONS, STORE, Shop, attempts, settled
+from tests.engine.tries import packed
 
 HOME = partition_of_store(STORE, PARTITIONS)
 
@@ -95,37 +97,20 @@ def test_every_generation_of_a_pin_key_is_told_from_no_pin(shop: Shop, generatio
     shop.receive(10)
     static = replace(item(shop, b"one", uid(1)), version=Version.STATIC, pin_generation=generation)
     made(shop, static)
-    tries = [(codes.NO_PIN, codes.NO_PIN), (0, 0), (0, 3), (generation, 0)]
+    tries = [(state.NO_PIN, state.NO_PIN), (0, 0), (0, 3), (generation, 0)]
     verdicts = []
     for n, pin in enumerate(tries):
-        [facts] = codes.redeem(
-            shop.deployment.connection,
-            [
-                codes.RedeemItem(
-                    uid=uid(1),
-                    request=b"%012d" % n,
-                    body=b"body-one",
-                    mall_id=MALL,
-                    store_id=STORE,
-                    terminal_id=7,
-                    version=Version.STATIC,
-                    stale=False,
-                    pin=pin,
-                    pin_generations=(generation, 3),
-                    proof=RedeemVerdict.PROOF_REQUIRED,
-                    proof_digest=bytes(12),
-                    proof_method=0,
-                    place=None,
-                    closed=None,
-                    window=None,
-                    distance_bucket=255,
-                    lines=(),
-                    actor="",
-                    dry=False,
-                )
-            ],
+        attempt = packed(
+            uid(1),
+            b"%012d" % n,
+            mall_id=MALL,
+            store_id=STORE,
+            version=Version.STATIC,
+            pin=pin,
+            pin_generations=(generation, 3),
         )
-        verdicts.append(settled(facts).answer.verdict)
+        [facts] = state.run(shop.deployment.connection, [attempt])
+        verdicts.append(RedeemVerdict.numbered(settled(facts).verdict))
     assert verdicts == [
         RedeemVerdict.PIN_REQUIRED,
         RedeemVerdict.PIN_WRONG,

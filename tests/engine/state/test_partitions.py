@@ -24,6 +24,7 @@ from engine.verdict import RedeemVerdict
 from tests.conftest import StoreFactory
 from tests.engine import shop as shops
 from tests.engine.fold import check_against_store, fold
+from tests.engine.proofs import proof_token, put_provider
 from tests.engine.shop import FAR_STORE, MALL, NEIGHBOUR, PARTITIONS, STORE, Clock, Shop
 
 
@@ -89,6 +90,7 @@ def test_buckets_are_as_many_as_the_limit_says() -> None:
 # --- codes live where their store does ----------------------------------------------------------------------------
 @pytest.mark.parametrize("version", Version)
 def test_a_code_lies_in_the_partition_of_its_store(shop: Shop, version: Version) -> None:
+    put_provider(shop)
     for store_id in (STORE, NEIGHBOUR, FAR_STORE):
         shop.stock_all(store_id=store_id)
         issued = shop.issue(store_id=store_id, version=version)
@@ -195,6 +197,7 @@ def everything(shop: Shop) -> Deployment:
     stores = (STORE, NEIGHBOUR, FAR_STORE)
     for store_id in stores:
         shop.stock_all(20, store_id=store_id)
+    put_provider(shop)
     codes = issuance.issue(
         deployment,
         [
@@ -208,7 +211,12 @@ def everything(shop: Shop) -> Deployment:
     texts = [shop.show(code.uid) for code in issued]
     tries = [
         RedeemRequest(
-            Terminal(MALL, code.store_id, 7), shop.new_id(), text, pin=code.pin, lines=(Line(100, 1),)
+            Terminal(MALL, code.store_id, 7),
+            shop.new_id(),
+            text,
+            pin=code.pin,
+            proof_token=proof_token(shop, code.uid),
+            lines=(Line(100, 1),),
         )
         for code, text in zip(issued, texts, strict=True)
     ]

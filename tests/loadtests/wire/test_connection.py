@@ -205,6 +205,21 @@ def test_a_refused_stream_is_tried_again_and_not_for_ever(side: Side) -> None:
     assert side.only().status.code == 14
 
 
+def test_after_a_refusal_fewer_streams_are_open(side: Side) -> None:
+    side.take(frames.settings({Setting.MAX_CONCURRENT_STREAMS: 4}))
+    for n in range(6):
+        side.connection.start(request(), n)
+    side.sent()
+    side.take(frame(Type.RST_STREAM, 0, 7, frames.NUMBER.pack(Code.REFUSED_STREAM)))
+    assert side.sent() == []  # three are open, which is the bound now
+    side.take(response(1))
+    assert {stream for _, _, stream, _ in side.sent()} == {9}
+    for stream_id in (3, 5, 9):
+        side.take(frame(Type.RST_STREAM, 0, stream_id, frames.NUMBER.pack(Code.REFUSED_STREAM)))
+    assert {stream for _, _, stream, _ in side.sent()} == {11, 13}  # half of four is the least
+    assert side.connection.open_calls == 5
+
+
 def test_goaway_ends_what_was_not_taken_up(side: Side) -> None:
     for n in range(3):
         side.connection.start(request(), n)

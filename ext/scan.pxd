@@ -1,0 +1,1 @@
+"""Scanning of protobuf messages into columns; nothing of it is for cimport."""

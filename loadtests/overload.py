@@ -1,0 +1,134 @@
+"""Three times the peak, for as long as asked: what is shed, what is still done, and how soon all is well again."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from typing import Any
+
+from loadtests import bounds
+from loadtests.checks import Check
+from loadtests.openloop import poisson_arrivals
+from loadtests.runs import Run, histogram
+from loadtests.subject import Subject, Watcher
+
+
+@dataclass
+class Overload:
+    """What was found: `before_s`, then `seconds` of overload, then `after_s`, in one run."""
+
+    peak_per_s: float
+    seconds: float
+    before_s: float
+    after_s: float
+    run: Run
+    rss_before_bytes: int
+    rss_most_bytes: int
+
+    @property
+    def goodput_per_s(self) -> float:
+        """Wanted answers per second while it lasted."""
+        return self.run.good_within(self.before_s, self.before_s + self.seconds) / self.seconds
+
+    @property
+    def p99_before_ms(self) -> float:
+        """At the load before."""
+        return _p99_ms(self.run.part(self.before_s / 4, self.before_s))
+
+    @property
+    def p99_after_ms(self) -> float:
+        """At the same load, of calls due once recovery should be over."""
+        end_s = self.before_s + self.seconds
+        return _p99_ms(self.run.part(end_s + bounds.OVERLOAD_RECOVERY_S, end_s + self.after_s))
+
+    def checks(self) -> list[Check]:
+        """What it passes and fails by."""
+        run, peak = self.run, self.peak_per_s
+        shed = run.statuses["RESOURCE_EXHAUSTED"]
+        other = {n: c for n, c in run.statuses.items() if n not in ("OK", "RESOURCE_EXHAUSTED")}
+        verdicts = {n: c for n, c in run.verdicts.items() if n != "REDEEMED"}
+        allowed_ms = max(
+            self.p99_before_ms * bounds.OVERLOAD_P99_TIMES, self.p99_before_ms + bounds.OVERLOAD_P99_SLACK_MS
+        )
+        rss_max = self.rss_before_bytes * bounds.OVERLOAD_RSS_TIMES + bounds.OVERLOAD_RSS_SLACK_BYTES
+        share = self.goodput_per_s / peak
+        offered = run.planned and run.sent / run.planned
+        return [
+            Check("offered as planned", f"{offered:.1%} of the calls were sent", ">= 99%", offered >= 0.99),
+            Check(
+                "goodput by peak", f"{share:.0%}", f">= {bounds.OVERLOAD_GOODPUT_MIN:.0%}",
+                share >= bounds.OVERLOAD_GOODPUT_MIN,
+            ),
+            Check(
+                "shed calls with RetryInfo", f"{shed - run.shed_without_advice:,} of {shed:,}", "all",
+                run.shed_without_advice == 0,
+            ),
+            Check("calls that ended otherwise", f"{other or verdicts or 'none'}", "none", not other and not verdicts),
+            Check("calls without an answer", f"{run.unanswered:,}", "0", run.unanswered == 0),
+            Check(
+                "memory of the service", f"{self.rss_most_bytes / 2**20:.0f} MiB", f"<= {rss_max / 2**20:.0f} MiB",
+                self.rss_most_bytes <= rss_max,
+            ),
+            Check(
+                f"p99, {bounds.OVERLOAD_RECOVERY_S:g} s after", f"{self.p99_after_ms:.1f} ms", f"<= {allowed_ms:.1f} ms",
+                self.p99_after_ms <= allowed_ms,
+            ),
+        ]  # fmt: skip
+
+    def rows(self) -> list[list[str]]:
+        """For the table."""
+        shed = self.run.statuses["RESOURCE_EXHAUSTED"]
+        during = self.run.part(self.before_s, self.before_s + self.seconds)
+        return [
+            ["peak", f"{self.peak_per_s:,.0f}/s"],
+            ["offered for", f"{self.peak_per_s * bounds.OVERLOAD_TIMES:,.0f}/s, {self.seconds:g} s"],
+            ["goodput", f"{self.goodput_per_s:,.0f}/s"],
+            ["shed", f"{shed:,} of {self.run.sent:,}"],
+            ["p99 before", f"{self.p99_before_ms:.1f} ms"],
+            ["p99 of what was done meanwhile", f"{_p99_ms(during):.1f} ms"],
+            ["p99 after", f"{self.p99_after_ms:.1f} ms"],
+            [
+                "memory before, most",
+                f"{self.rss_before_bytes / 2**20:.0f}, {self.rss_most_bytes / 2**20:.0f} MiB",
+            ],
+            ["generator", f"{self.run.cpu_share:.0%} of a core, lag p99 {self.run.lag_p99_ms:.1f} ms"],
+            ["", self.run.own_limit()],
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """For the report."""
+        return {"figures": dict(map(tuple, self.rows())), "run": self.run.as_json()}  # type: ignore[arg-type]
+
+
+def overload(subject: Subject, peak_per_s: float, seconds: float) -> Overload:
+    """Offer OVERLOAD_TIMES the peak, between two spans at OVERLOAD_BESIDE of it."""
+    before_s, after_s = bounds.OVERLOAD_BEFORE_S, bounds.OVERLOAD_AFTER_S
+    beside = peak_per_s * bounds.OVERLOAD_BESIDE
+    arrivals: array[int] = array("q")
+    start_s = 0.0
+    for rate, span_s in (
+        (beside, before_s),
+        (peak_per_s * bounds.OVERLOAD_TIMES, seconds),
+        (beside, after_s),
+    ):
+        first_ns = int(start_s * 1e9)
+        arrivals.extend(first_ns + at for at in poisson_arrivals(rate, span_s, len(arrivals) + 1))
+        start_s += span_s
+    # What is shed is sent again, so that codes are needed for what is done, and for what is under way.
+    codes = (peak_per_s * (seconds + before_s + after_s) + 20_000) * 1.1
+    subject.stock_up(codes)
+    with Watcher(subject.stack) as watcher:
+        run = subject.open_at(arrivals, connections=bounds.OVERLOAD_CONNECTIONS, codes=codes)
+    return Overload(
+        peak_per_s,
+        seconds,
+        before_s,
+        after_s,
+        run,
+        watcher.seen[0].rss_bytes,
+        max(usage.rss_bytes for usage in watcher.seen),
+    )
+
+
+def _p99_ms(latencies_ns: list[int]) -> float:
+    return histogram(latencies_ns).get_value_at_percentile(99) / 1e3 if latencies_ns else 0.0

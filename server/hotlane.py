@@ -1,0 +1,409 @@
+"""The hot lane: a second completion queue of the official server, drained by one thread, decided in batches.
+
+An ordinary handler costs each call a thread's hop, locks and several round trips through the interpreter. Here one thread
+takes whatever has arrived of the registered methods, hands it on as one batch (server.owners), and polls again. Draining waits
+for nothing but the queue, so the batches grow by themselves while the store is busy, and a call alone goes on at once.
+
+    arrival ─ bounds ─ message ─ owners: sort, decide ─ answer, from the owner's thread
+                                                       ─ completion, and the call is over
+
+It is the only file that uses grpcio's internals (`grpc._cython.cygrpc`, and `_cy_server` of a server), which nobody has promised
+to keep: see docs/adr/0041. Health, reflection, streams and all other methods stay with the server's own handlers.
+
+A call that its caller cancels while it waits may be decided all the same: a retry with the same request id gets the answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import grpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # not among the published types
+
+from engine import limits
+from engine.errors import Exhausted
+from server import bounds, statuses, translate
+from server.batches import Method, Outcome
+from server.owners import Answered, Owners, Waiting
+from server.turns import TooLate
+
+_log = logging.getLogger(__name__)
+
+_NO_FLAGS: Final = 0
+_DETAILS_KEY: Final = "grpc-status-details-bin"
+_PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
+"""What gRPC's own retries read (gRFC A6)."""
+_CODES: Final[Mapping[grpc.StatusCode, Any]] = {
+    code: getattr(cygrpc.StatusCode, "ok" if code is grpc.StatusCode.OK else code.name.lower())
+    for code in grpc.StatusCode
+}
+_OK: Final = _CODES[grpc.StatusCode.OK]
+
+# What is done with an operation of the queue that has ended, by its tag's stage.
+_READING, _ANSWERING, _REFUSING, _OVER = range(4)
+
+
+class Arrival(Waiting):
+    """A call of the lane, from its headers on."""
+
+    __slots__ = ("_event", "call", "stage")
+
+    def __init__(self, event: Any, method: int, came_s: float) -> None:
+        self._event = event
+        self.call = event.call
+        self.method = method
+        self.message = b""
+        self.deadline_s = event.call_details.deadline
+        self.came_s = came_s
+        self.answered = False
+        self.stage = _READING
+
+    def metadata(self) -> Sequence[tuple[str, str | bytes]]:
+        """What came with the headers."""
+        return tuple(self._event.invocation_metadata)
+
+    def peer(self) -> str:
+        """The caller's address, as gRPC writes it."""
+        return str(self.call.peer().decode("utf-8", "replace"))
+
+    def peer_identities(self) -> Sequence[bytes]:
+        """Who the caller is by its TLS certificate; nobody without one."""
+        return tuple(cygrpc.peer_identities(self.call) or ())
+
+
+Admit: TypeAlias = Callable[[Arrival], Exception | None]
+"""Looks at a call before its request is read: the error that it is refused with, or None."""
+
+
+class _Ask:
+    """Tag of the calls that gRPC was asked to hand over: of which method."""
+
+    __slots__ = ("number", "path")
+
+    def __init__(self, number: int, path: str) -> None:
+        self.number = number
+        self.path = path
+
+
+class _Turn:
+    """Either calls are drained or calls are answered, in turn, first come first served.
+
+    Both let go of the interpreter's lock at each call into gRPC. Done by two threads at once, every such call would hand the
+    interpreter to the other thread and wait to get it back: that cost a sixth of the processor's time and a fifth of the rate.
+    Nobody waits for anything but gRPC's own work while it has the turn.
+    """
+
+    def __init__(self) -> None:
+        self._next = threading.Lock()
+        self._now = threading.Lock()
+
+    def __enter__(self) -> None:
+        # Who waits holds the first lock, so whoever had the turn last can't take it again before.
+        with self._next:
+            self._now.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._now.release()
+
+
+class _Status(NamedTuple):
+    """An error as gRPC's operations want it."""
+
+    code: Any
+    details: bytes
+    metadata: tuple[tuple[str, str | bytes], ...]
+
+
+class Lane:
+    """The lane of one server: made before the server starts, `start` after it, `stop` when the server has stopped.
+
+    Args:
+        server: made by grpc.server, not started. Its own handlers of these methods are not called any more.
+        methods: what the lane serves, by path.
+        owners: partition owners.
+        queue_calls_max: calls that may wait for an answer; one more is shed.
+        request_wait_s: how long a call may wait for its request.
+        queue_wait_s: how long a call may wait for its owner.
+        admit: looks at each call before its request is read; it must not wait.
+        monotonic_s: the clock of the waits.
+        unix_s: the clock of the deadlines.
+    """
+
+    def __init__(
+        self,
+        server: grpc.Server,
+        methods: Mapping[str, Method],
+        owners: int = 1,
+        *,
+        queue_calls_max: int = bounds.QUEUE_CALLS_MAX,
+        request_wait_s: float = bounds.REQUEST_WAIT_S,
+        queue_wait_s: float = bounds.QUEUE_WAIT_S,
+        admit: Admit | None = None,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        unix_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._queue_calls_max = queue_calls_max
+        self._request_wait_s = request_wait_s
+        self._admit = admit
+        self._monotonic_s = monotonic_s
+        self._unix_s = unix_s
+        self._asks = [_Ask(number, path) for number, path in enumerate(methods)]
+        self._owners = Owners(
+            list(methods.values()),
+            owners,
+            self._answer,
+            wait_s=queue_wait_s,
+            monotonic_s=monotonic_s,
+            unix_s=unix_s,
+        )
+        inner: Any = server
+        self._server = inner._cy_server
+        for ask in self._asks:
+            self._server.register_method(ask.path)
+        self._queue = cygrpc.CompletionQueue()
+        self._server.register_completion_queue(self._queue)
+        self._turn = _Turn()
+        # Calls whose request is still to come, the oldest first.
+        self._silent: dict[int, Arrival] = {}
+        self._read: list[Arrival] = []
+        """What has been drained in this pass."""
+        self._crowded = _status(
+            Exhausted(f"{queue_calls_max} calls wait for an answer already: try again later")
+        )
+        self._thread = threading.Thread(target=self._run, name="pickgate-lane", daemon=True)
+        # Statistics, by the draining thread alone.
+        self.calls = 0
+        """Calls taken up."""
+        self.over = 0
+        """Of those, ended."""
+        self.shed = 0
+        """Of those, refused because too many wait."""
+
+    @property
+    def names(self) -> list[str]:
+        """The methods it serves, without their services."""
+        return [ask.path.rpartition("/")[2] for ask in self._asks]
+
+    @property
+    def open_calls(self) -> int:
+        """Calls taken up and not ended."""
+        return self.calls - self.over
+
+    def statistics(self) -> dict[str, Any]:
+        """Figures since the start. `batches` comes first: how many there were of each size, as decided.
+
+        A figure may be a batch behind: nobody stops for it.
+        """
+        owners = self._owners
+        return {
+            "batches": {str(size): count for size, count in sorted(owners.sizes.copy().items())},
+            "calls": self.calls,
+            "open": self.open_calls,
+            "waiting": owners.waiting,
+            "shed": self.shed + owners.shed,
+            "expired": owners.expired,
+            "late": owners.late,
+        }
+
+    def start(self) -> None:
+        """Begin to answer. The server has been started."""
+        for ask in self._asks:
+            for _ in range(bounds.REQUESTED_AHEAD):
+                self._ask(ask)
+        self._owners.start()
+        self._thread.start()
+
+    def hurry(self) -> None:
+        """From now on a call waits for its request `bounds.REQUEST_WAIT_STOPPING_S` only: the server stops."""
+        self._request_wait_s = min(self._request_wait_s, bounds.REQUEST_WAIT_STOPPING_S)
+
+    def stop(self) -> None:
+        """End, when the server has stopped. Stopping twice changes nothing."""
+        if not self._thread.is_alive():
+            return
+        self._owners.stop()
+        self._queue.shutdown()
+        self._thread.join()
+
+    # --- draining ---------------------------------------------------------------------------------------------
+    def _run(self) -> None:
+        going_on = True
+        while going_on:
+            try:
+                going_on = self._drain()
+                if going_on:
+                    self._look()
+            except Exception as error:
+                # A defect, and yet not a deaf server: the calls in hand end, the lane goes on.
+                _log.exception("draining the lane failed; going on")
+                lost, self._read = self._read, []
+                self._answer([(call, error) for call in lost])
+
+    def _drain(self) -> bool:
+        """Take what has arrived, wait for something if there is nothing, and hand on what can be decided.
+
+        False when the queue has been shut down, and nothing will come any more.
+        """
+        event = self._queue.poll(self._unix_s() + bounds.REQUEST_LOOK_S)
+        with self._turn:
+            going_on = self._take(event)
+        self._hand_on()
+        return going_on
+
+    def _take(self, event: Any) -> bool:
+        """Take an event and those that are there behind it, so many at most that answers have their turn too."""
+        poll, now_s, left = self._queue.poll, self._monotonic_s(), bounds.DRAIN_EVENTS_MAX
+        while event.tag is not None:
+            tag = event.tag
+            if type(tag) is _Ask:
+                self._arrived(event, tag, now_s)
+            elif tag.stage == _READING:
+                self._came(event, tag)
+            else:
+                self._ended(tag)
+            # The event holds its call, and the call its connection: let go before waiting.
+            del event, tag
+            if len(self._read) >= limits.BATCH_MAX:
+                self._hand_on()
+            left -= 1
+            if not left:
+                return True
+            event = poll(0)
+        return bool(event.completion_type != cygrpc.CompletionType.queue_shutdown)
+
+    def _hand_on(self) -> None:
+        if self._read:
+            calls, self._read = self._read, []
+            self._owners.submit(calls)
+
+    def _ask(self, ask: _Ask) -> None:
+        """Ask gRPC for one more call."""
+        try:
+            self._server.request_registered_call(self._queue, self._queue, ask.path, ask)
+        except ValueError:
+            _log.debug("no more calls of %s: the server stops", ask.path)
+
+    def _arrived(self, event: Any, ask: _Ask, now_s: float) -> None:
+        if not event.success:
+            return  # the server stops: no call will come for this request
+        self._ask(ask)
+        call = Arrival(event, ask.number, now_s)
+        self.calls += 1
+        if self._owners.waiting + len(self._read) >= self._queue_calls_max:
+            self.shed += 1
+            self._refuse(call, self._crowded)
+            return
+        refusal = None if self._admit is None else self._admit(call)
+        if refusal is not None:
+            self._answer_now([(call, refusal)])
+            return
+        if len(self._silent) >= bounds.SILENT_CALLS_MAX:
+            self._cancel(next(iter(self._silent)))
+        self._silent[id(call)] = call
+        call.call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), call)
+
+    def _came(self, event: Any, call: Arrival) -> None:
+        """A call's request is there, or will never be."""
+        if self._silent.pop(id(call), None) is None:
+            self.over += 1  # cancelled meanwhile, for its silence
+            return
+        message = event.batch_operations[0].message()
+        if message is None:
+            # Cancelled by its caller, or ended without a request. What gRPC itself answers to that (its specification of
+            # statuses: a violation of cardinality).
+            self._refuse(call, _Status(_CODES[grpc.StatusCode.UNIMPLEMENTED], _NO_REQUEST, ()))
+            return
+        try:
+            translate.check_length(message, limits.MESSAGE_BYTES_MAX)
+        except Exception as error:
+            self._answer_now([(call, error)])
+            return
+        call.message = message
+        self._read.append(call)
+
+    def _ended(self, call: Arrival) -> None:
+        call.stage = _OVER
+        self.over += 1
+
+    def _look(self) -> None:
+        """Look for calls that wait too long, for their requests or for their owners."""
+        before_s = self._monotonic_s() - self._request_wait_s
+        late = []
+        for number, call in self._silent.items():
+            if call.came_s > before_s:
+                break
+            late.append(number)
+        for number in late:
+            self._cancel(number)
+        self._owners.sweep()
+
+    def _cancel(self, number: int) -> None:
+        # Reading its request ends with nothing, and the call without an answer of ours.
+        self._silent.pop(number).call.cancel()
+
+    # --- answering --------------------------------------------------------------------------------------------
+    def _answer(self, done: Answered) -> None:
+        """Answer calls, from any thread that does not have the turn."""
+        with self._turn:
+            self._answer_now(done)
+
+    def _answer_now(self, done: Answered) -> None:
+        told: dict[int, _Status] = {}
+        for call, outcome in done:
+            assert isinstance(call, Arrival)
+            try:
+                if type(outcome) is bytes:
+                    self._reply(call, outcome)
+                    continue
+                # One error that many calls share is told, and logged, once.
+                status = told.get(id(outcome))
+                if status is None:
+                    status = told[id(outcome)] = _status(outcome)
+                self._refuse(call, status)
+            except Exception:
+                _log.exception("a call could not be answered")
+
+    def _reply(self, call: Arrival, message: bytes) -> None:
+        call.stage = _ANSWERING
+        call.call.start_server_batch(
+            (
+                cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
+                cygrpc.SendMessageOperation(message, _NO_FLAGS),
+                cygrpc.SendStatusFromServerOperation(None, _OK, b"", _NO_FLAGS),
+                cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),
+            ),
+            call,
+        )
+
+    def _refuse(self, call: Arrival, status: _Status) -> None:
+        call.stage = _REFUSING
+        call.call.start_server_batch(
+            (
+                cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
+                cygrpc.SendStatusFromServerOperation(status.metadata, status.code, status.details, _NO_FLAGS),
+                cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),
+            ),
+            call,
+        )
+
+
+_NO_REQUEST: Final = b"the call came without its request message"
+_TOO_LATE: Final = b"the deadline passed before the call was worked on"
+
+
+def _status(error: Outcome) -> _Status:
+    """Write an error as the ordinary handlers do, and how long to wait for those who should wait."""
+    if isinstance(error, TooLate):
+        return _Status(_CODES[grpc.StatusCode.DEADLINE_EXCEEDED], _TOO_LATE, ())
+    assert isinstance(error, Exception)
+    told = statuses.tell(error)
+    details: tuple[tuple[str, str | bytes], ...] = (
+        (_DETAILS_KEY, statuses.rich_status(told).SerializeToString()),
+    )
+    if isinstance(error, Exhausted):
+        details = (*details, (_PUSHBACK_KEY, str(told.retry_after_ms)))
+    return _Status(_CODES[told.code], told.message.encode(), details)

@@ -1,0 +1,96 @@
+"""The methods of the hot lane: redeem and inspect in columns (server.hot), issue and render through the messages' objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from google.protobuf.message import Message
+
+from engine import calls, issuance, limits
+from engine.deployment import Deployment
+from engine.errors import PickgateError
+from pickgate.v1 import code_service_pb2 as code_pb
+from server import hot, translate
+from server.batches import Method, Outcome, Sorted
+
+
+class _Verb:
+    """A method that hands a batch of checked requests to one verb of the engine.
+
+    Args:
+        deployment: open.
+        message: the request on the wire.
+        read: makes a request of the engine of it; raises PickgateError.
+        decide: asks the engine; one outcome for each request.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        message: type[Message],
+        read: Callable[[Any], Any],
+        decide: Callable[[Deployment, Sequence[Any]], list[Outcome]],
+    ) -> None:
+        self._deployment = deployment
+        self._message = message
+        self._read = read
+        self._decide = decide
+
+    def sort(self, batch: Sequence[bytes]) -> list[Sorted | Outcome]:
+        """See Method. Everything belongs to the one owner there is."""
+        return [self._sorted(data) for data in batch]
+
+    def _sorted(self, data: bytes) -> Sorted | Outcome:
+        try:
+            return Sorted(0, self._read(translate.parse(self._message, data, limits.MESSAGE_BYTES_MAX)))
+        except Exception as error:
+            return error
+
+    def decide(self, owner: int, batch: Sequence[Any]) -> list[Outcome]:
+        """See Method."""
+        return self._decide(self._deployment, batch)
+
+
+def _issue(deployment: Deployment, batch: Sequence[Any]) -> list[Outcome]:
+    answers = issuance.issue(deployment, batch)
+    return [
+        _written(answer, translate.issue_response, request.request_id, answer)
+        for request, answer in zip(batch, answers, strict=True)
+    ]
+
+
+def _render(deployment: Deployment, batch: Sequence[Any]) -> list[Outcome]:
+    return [_rendered(deployment, answer) for answer in issuance.render(deployment, batch)]
+
+
+def _rendered(deployment: Deployment, answer: calls.RenderAnswer | PickgateError) -> Outcome:
+    store_id = 0 if isinstance(answer, PickgateError) or answer.record is None else answer.record.store_id
+    return _written(answer, translate.render_response, answer, _time_zone(deployment, store_id))
+
+
+def _time_zone(deployment: Deployment, store_id: int) -> str:
+    store = deployment.control.store(store_id)
+    return translate.TIME_ZONE_DEFAULT if store is None else store.time_zone
+
+
+def _written(answer: object, write: Callable[..., Message], *args: object) -> Outcome:
+    """The answer on the wire; its own error, or that of writing it, stays with this call."""
+    if isinstance(answer, PickgateError):
+        return answer
+    try:
+        return write(*args).SerializeToString()
+    except Exception as error:
+        return error
+
+
+def methods(deployment: Deployment) -> Mapping[str, Method]:
+    """The methods of the lane over one deployment, by their path on the wire."""
+    issue = _Verb(deployment, code_pb.IssueRequest, translate.issue_request, _issue)
+    render = _Verb(deployment, code_pb.RenderRequest, translate.render_request, _render)
+    return {
+        "/pickgate.v1.RedemptionService/Redeem": hot.Redeem(deployment),
+        "/pickgate.v1.RedemptionService/Inspect": hot.Inspect(deployment),
+        "/pickgate.v1.CodeService/Issue": issue,
+        "/pickgate.v1.CodeService/Render": render,
+    }
