@@ -43,7 +43,7 @@ class LedgerProcess:
         assert launcher is not None
         assert launcher.origin is not None
         self._command = [
-            *(sys.executable, "-I", "-S", launcher.origin, str(os.getpid())),
+            *(sys.executable, "-I", "-S", launcher.origin, str(os.getpid()), "--"),
             *(sys.executable, "-m", "server.cli", "ledger", "run"),
         ]
         # By the environment, not by flags: an address may hold a password, and everybody sees a process' arguments.

@@ -23,14 +23,14 @@ from engine.ledger.fold import Arrival, Contradiction, Fold
 from engine.ledger.ledger import Ledger
 from engine.ledger.writer import OVERLAP
 from engine.state import layouts, refill
+from engine.state.codes import due_minute
 from engine.state.connection import Connection
 from engine.state.keys import PartitionKeys
-from engine.state.lifecycle import due_minute
 from engine.state.refill import Contents
 from engine.state.streams import CONTROL, Entry
 
 SPARE_MINUTES: Final = 1
-"""As the scripts' callers enter it: a code is forgotten a minute after its afterlife (engine.state.lifecycle.forget_minute)."""
+"""As the scripts' callers enter it: a code is forgotten a minute after its afterlife (engine.state.codes.forget_minute)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,7 @@ def test_a_killed_server_takes_its_writer_with_it(serving: Serving) -> None:
 def test_a_killed_writer_is_started_again(serving: Serving) -> None:
     until(lambda: rows(serving) > 0, "the writer runs")
     pid = writer_pid(serving)
+    assert pid > 0
     os.kill(pid, signal.SIGKILL)
     sell(serving, 5)
     until(lambda: writer_pid(serving) not in (0, pid), "another writer")
