@@ -15,7 +15,7 @@ from engine.ledger import database
 from engine.ledger.ledger import Head, Ledger
 from engine.ledger.rebuild import rebuild
 from engine.ledger.writer import Writer
-from engine.state import codes, stock, streams
+from engine.state import attempts, stock, streams
 from engine.state.connection import Connection, Durability
 from engine.state.keys import spread_tags
 from engine.state.server import EmbeddedServer
@@ -48,7 +48,7 @@ def connection() -> Iterator[Connection]:
         )
         stock.change(opened, [received])
         for _ in range(EVENTS // 2 // 250):
-            codes.redeem(opened, tries(issue(opened, 250)))
+            attempts.run(opened, tries(issue(opened, 250)))
         yield opened
         opened.close()
 
