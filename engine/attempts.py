@@ -207,14 +207,14 @@ def _judge_proof(copy: Copy, uid: bytes, token: str, now_ms: int) -> tuple[int, 
 def prepare(deployment: Deployment, attempts: Attempts) -> list[Attempt | None]:
     """Do all that needs no store: one packed attempt each, or None where the code is not genuine (INVALID_CODE).
 
-    Raises TooManyItems, StaleControl, KeyringLocked for the batch.
+    Raises TooManyItems, StaleControl, KeyringLocked, LedgerBehind (unless they only inspect) for the batch.
     """
     if len(attempts.codes) > limits.WRITE_ITEMS_MAX:
         raise TooManyItems(
             f"{len(attempts.codes)} codes in one batch; expected at most {limits.WRITE_ITEMS_MAX}",
             field="codes",
         )
-    copy = deployment.control.copy()
+    copy = deployment.control.copy() if attempts.dry else deployment.control.copy_to_change()
     keys = copy.usable_keys()
     now_ms = deployment.now_ms()
     opened = _open(deployment, copy, attempts.codes, now_ms // 1000)

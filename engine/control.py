@@ -21,6 +21,7 @@ from engine.errors import (
     Conflict,
     InvalidInput,
     KeyringLocked,
+    LedgerBehind,
     PickgateError,
     SetupError,
     StaleControl,
@@ -71,6 +72,7 @@ class Copy:
     keyring: Keyring | None
     keys: Keys | None
     locked: KeyringLocked | None
+    ledger: state.LedgerFacts
     checked_at_s: float
     """Monotonic time at which the store last confirmed these versions."""
 
@@ -97,8 +99,11 @@ class Control:
         *,
         random: Random = os.urandom,
         monotonic_s: Callable[[], float] = time.monotonic,
+        ledger_lag_s_max: float = limits.LEDGER_LAG_S_MAX,
     ) -> None:
         self._connection = connection
+        self._ledger_lag_ms_max = ledger_lag_s_max * 1000
+        self._alarm_told = ""
         self._deployment_id = deployment_id
         self._unlock = unlock
         self._random = random
@@ -144,7 +149,8 @@ class Control:
         """Bring the copy up to date now. Raises StoreUnavailable."""
         with self._refreshing:
             asked_at_s = self._monotonic_s()
-            versions = state.read_versions(self._connection)
+            versions, ledger = state.read_facts(self._connection)
+            self._tell_alarm(ledger.alarm)
             old = self._copy
             entries: dict[str, Mapping[Any, Any]] = {}
             changed = set()
@@ -187,9 +193,15 @@ class Control:
                 keyring=ring,
                 keys=keys,
                 locked=locked,
+                ledger=ledger,
                 checked_at_s=asked_at_s,
             )
             return self._copy
+
+    def _tell_alarm(self, alarm: str) -> None:
+        if alarm != self._alarm_told and alarm:
+            _log.error("the ledger does not go on: %s", alarm)
+        self._alarm_told = alarm
 
     def _now_s(self) -> int:
         return self._connection.now_ms() // 1000
@@ -224,6 +236,22 @@ class Control:
             raise StaleControl(
                 f"this process has not seen the store for more than {limits.CONTROL_AGE_S_MAX:g} s, so its stores, catalogue"
                 " and keys may be out of date: retry with the same request id; if it lasts, check that the store runs"
+            )
+        return copy
+
+    def copy_to_change(self) -> Copy:
+        """The copy to decide a change on. Raises StaleControl, and LedgerBehind while the ledger is too far behind.
+
+        The change that is refused here is not lost: it did not happen. One that is taken while nothing writes the ledger could
+        be, with the last copy of the store.
+        """
+        copy = self.copy()
+        caught_up_ms = copy.ledger.caught_up_ms
+        if caught_up_ms and self._connection.now_ms() - caught_up_ms > self._ledger_lag_ms_max:
+            lag_s = (self._connection.now_ms() - caught_up_ms) / 1000
+            raise LedgerBehind(
+                f"the ledger is {lag_s:.0f} s behind, more than {self._ledger_lag_ms_max / 1000:g} s:"
+                f" {copy.ledger.alarm or 'see that its writer (pickgate ledger run) and its database run'}"
             )
         return copy
 

@@ -118,11 +118,12 @@ class Deployment:
         now_ms: Callable[[], int] = system_ms,
         random: Random = os.urandom,
         monotonic_s: Callable[[], float] = time.monotonic,
+        ledger_lag_s_max: float = limits.LEDGER_LAG_S_MAX,
     ) -> Self:
         """Open the deployment in a store; without `unlock` the keyring stays locked, and only reads are served.
 
-        `partitions`, when given, must be the number it was created with. Raises DeploymentMismatch, StoreSettings,
-        StoreUnavailable, InvalidInput.
+        `partitions`, when given, must be the number it was created with. Changes are refused while the ledger is more than
+        `ledger_lag_s_max` behind. Raises DeploymentMismatch, StoreSettings, StoreUnavailable, InvalidInput.
         """
         connection = Connection(store_url, durability=durability, now_ms=now_ms, replicas=replicas)
         try:
@@ -142,7 +143,12 @@ class Deployment:
             connection.clock_compared = constants.clock_compared
             connection.use_partitions([tag.encode() for tag in constants.tags])
             control = Control(
-                connection, constants.deployment_id, unlock, random=random, monotonic_s=monotonic_s
+                connection,
+                constants.deployment_id,
+                unlock,
+                random=random,
+                monotonic_s=monotonic_s,
+                ledger_lag_s_max=ledger_lag_s_max,
             )
             control.start()
         except BaseException:

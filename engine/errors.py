@@ -92,6 +92,20 @@ class KeyringLocked(Unavailable):
     retry_after_ms = 5_000
 
 
+class LedgerUnavailable(Unavailable):
+    """The ledger's database can't be reached, is busy for too long, or its disk is full."""
+
+    slug = "LEDGER_UNAVAILABLE"
+    retry_after_ms = 5_000
+
+
+class LedgerBehind(Unavailable):
+    """The ledger is so far behind the store that no new change is taken; nothing was written."""
+
+    slug = "LEDGER_BEHIND"
+    retry_after_ms = 5_000
+
+
 class Stopping(Unavailable):
     """This process ends: what lasts, such as a watch, ends with it, and may begin anew elsewhere."""
 
@@ -135,6 +149,12 @@ class DeploymentMismatch(SetupError):
     """The store holds another deployment than the configuration says, or none."""
 
     slug = "DEPLOYMENT_MISMATCH"
+
+
+class LedgerConflict(SetupError):
+    """Store and ledger contradict each other, or the ledger itself: somebody must look before anything is added."""
+
+    slug = "LEDGER_CONFLICT"
 
 
 class StoreBinaryMissing(SetupError):

@@ -61,7 +61,7 @@ NO_STORE: Final = 0
 def issue(deployment: Deployment, batch: Sequence[IssueRequest]) -> list[IssueAnswer | PickgateError]:
     """Make codes, each with its stock reserved. A retry with the same request id finds the code that the first try made.
 
-    Raises TooManyItems, StaleControl, KeyringLocked for the batch; NoActiveKey, UnknownMall, RequestIdReused, StoreUnavailable
+    Raises TooManyItems, StaleControl, LedgerBehind, KeyringLocked for the batch; NoActiveKey, UnknownMall, RequestIdReused, StoreUnavailable
     come per item.
     """
     return _make(deployment, batch, State.LIVE)
@@ -99,7 +99,7 @@ def _make(
         raise TooManyItems(
             f"{len(batch)} codes in one batch; expected at most {limits.BULK_MAX}", field="codes"
         )
-    copy = deployment.control.copy()
+    copy = deployment.control.copy_to_change()
     keys = copy.usable_keys()
     now_s = deployment.now_ms() // 1000
     outcomes: list[IssueAnswer | PickgateError | None] = [None] * len(batch)
@@ -278,7 +278,7 @@ def _secrets(keys: Keys, uid: bytes, pin_generation: int) -> tuple[str, str]:
 def confirm(deployment: Deployment, batch: Sequence[ConfirmRequest]) -> list[ConfirmAnswer | PickgateError]:
     """Make held codes live, because they were paid; their life counts from now. Raises as void, and KeyringLocked."""
     _check_batch(len(batch), "confirmations")
-    keys = deployment.control.copy().usable_keys()
+    keys = deployment.control.copy_to_change().usable_keys()
     now_s = deployment.now_ms() // 1000
     records = codes.read(deployment.connection, [request.uid for request in batch])
     items = [
@@ -314,7 +314,7 @@ def confirm(deployment: Deployment, batch: Sequence[ConfirmRequest]) -> list[Con
 def extend(deployment: Deployment, batch: Sequence[ExtendRequest]) -> list[ExtendAnswer | PickgateError]:
     """Move the expiry of codes to a later time, at most 400 days from their issue. Raises as void."""
     _check_batch(len(batch), "extensions")
-    deployment.control.copy()
+    deployment.control.copy_to_change()
     items = [
         lifecycle.ChangeItem(
             uid=request.uid,
@@ -524,9 +524,9 @@ def seal(keys: Keys, record: Record, stamps: Sequence[int]) -> list[str]:
 
 # --- void -----------------------------------------------------------------------------------------------------------
 def void(deployment: Deployment, batch: Sequence[VoidRequest]) -> list[VoidAnswer | PickgateError]:
-    """End codes and release what they reserve. Raises TooManyItems, StaleControl, StoreUnavailable for the batch."""
+    """End codes and release what they reserve. Raises TooManyItems, StaleControl, LedgerBehind, StoreUnavailable for the batch."""
     _check_batch(len(batch), "voids")
-    deployment.control.copy()
+    deployment.control.copy_to_change()
     records = codes.read(deployment.connection, [request.uid for request in batch])
     outcomes: list[VoidAnswer | PickgateError | None] = [None] * len(batch)
     wanted: list[int] = []

@@ -98,6 +98,11 @@ CONTROL_POLL_S: Final = 1.0
 CONTROL_AGE_S_MAX: Final = 5.0
 """A process refuses to decide on a copy of the control partition older than this."""
 
+# --- the ledger --------------------------------------------------------------------------------------------
+LEDGER_LAG_S_MAX: Final = 300.0
+"""How far the ledger may be behind before no change is taken: what the loss of every copy of the store may cost at most, and a
+bound on how much the streams grow."""
+
 # --- place and stock ---------------------------------------------------------------------------------------
 RADIUS_M_DEFAULT: Final = 500
 RADIUS_M_MAX: Final = 100_000

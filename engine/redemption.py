@@ -35,7 +35,7 @@ from engine.verdict import InspectVerdict, RedeemVerdict, ReverseVerdict
 def redeem(deployment: Deployment, batch: Sequence[RedeemRequest]) -> list[RedeemAnswer | PickgateError]:
     """Decide tries to redeem, each once and for all. A retry with the same request id gets the first answer.
 
-    Raises TooManyItems, StaleControl, KeyringLocked for the batch; RequestIdReused and StoreUnavailable come per item.
+    Raises TooManyItems, StaleControl, LedgerBehind, KeyringLocked for the batch; RequestIdReused and StoreUnavailable come per item.
     """
     copy = deployment.control.copy()
     return [
@@ -132,14 +132,14 @@ def inspect_answer(
 def reverse(deployment: Deployment, batch: Sequence[ReverseRequest]) -> list[ReverseAnswer | PickgateError]:
     """Take back what codes handed out: the goods are on the shelf again, reserved for the same code unless it was refunded.
 
-    By the same store, within its policy's window and number of cycles. Raises TooManyItems, StaleControl for the batch;
+    By the same store, within its policy's window and number of cycles. Raises TooManyItems, StaleControl, LedgerBehind for the batch;
     RequestIdReused and StoreUnavailable come per item.
     """
     if len(batch) > limits.BATCH_MAX:
         raise TooManyItems(
             f"{len(batch)} reversals in one batch; expected at most {limits.BATCH_MAX}", field="codes"
         )
-    copy = deployment.control.copy()
+    copy = deployment.control.copy_to_change()
     now_s = deployment.now_ms() // 1000
     outcomes: list[ReverseAnswer | PickgateError] = [
         ReverseAnswer(ReverseVerdict.UNKNOWN_CODE) for _ in batch

@@ -67,12 +67,12 @@ def _parse_after(after: str, partitions: int) -> tuple[int, tuple[int, bytes]]:
 
 
 def decide(deployment: Deployment, batch: Sequence[ReviewRequest]) -> list[ReviewAnswer | PickgateError]:
-    """Decide locked codes. Raises TooManyItems, StaleControl, StoreUnavailable for the batch."""
+    """Decide locked codes. Raises TooManyItems, StaleControl, LedgerBehind, StoreUnavailable for the batch."""
     if len(batch) > limits.BATCH_MAX:
         raise TooManyItems(
             f"{len(batch)} decisions in one batch; expected at most {limits.BATCH_MAX}", field="codes"
         )
-    deployment.control.copy()
+    deployment.control.copy_to_change()
     records = codes.read(deployment.connection, [request.uid for request in batch])
     outcomes: list[ReviewAnswer | PickgateError | None] = [None] * len(batch)
     wanted: list[int] = []

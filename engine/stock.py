@@ -19,13 +19,13 @@ from engine.verdict import StockVerdict, TransferVerdict
 def change(deployment: Deployment, batch: Sequence[StockRequest]) -> list[StockAnswer | PickgateError]:
     """Change stock figures, each once. A retry with the same request id gets the first answer for 72 h.
 
-    Raises TooManyItems, StaleControl for the batch; UnknownMall, RequestIdReused, StoreUnavailable come per item.
+    Raises TooManyItems, StaleControl, LedgerBehind for the batch; UnknownMall, RequestIdReused, StoreUnavailable come per item.
     """
     if len(batch) > limits.BATCH_MAX:
         raise TooManyItems(
             f"{len(batch)} changes in one batch; expected at most {limits.BATCH_MAX}", field="changes"
         )
-    copy = deployment.control.copy()
+    copy = deployment.control.copy_to_change()
     outcomes: list[StockAnswer | PickgateError | None] = [None] * len(batch)
     wanted: list[int] = []
     items: list[state.StockItem] = []
@@ -72,14 +72,14 @@ def transfer(
     """Move units that nobody has reserved from one store to another, without ever losing or making one.
 
     An error after the units left (StoreUnavailable) leaves them in transit: a retry with the same request id, or the sweep of
-    any server, brings them in. Raises TooManyItems, StaleControl for the batch; UnknownMall, RequestIdReused, StoreUnavailable
+    any server, brings them in. Raises TooManyItems, StaleControl, LedgerBehind for the batch; UnknownMall, RequestIdReused, StoreUnavailable
     come per item.
     """
     if len(batch) > limits.BATCH_MAX:
         raise TooManyItems(
             f"{len(batch)} transfers in one batch; expected at most {limits.BATCH_MAX}", field="transfers"
         )
-    copy = deployment.control.copy()
+    copy = deployment.control.copy_to_change()
     outcomes: list[TransferAnswer | PickgateError | None] = [None] * len(batch)
     wanted: list[int] = []
     items: list[transfers.TransferItem] = []

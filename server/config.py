@@ -15,11 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from engine import limits
 from engine.errors import ConfigError
+from engine.ledger.daily import AT_DEFAULT
 from engine.state.store_url import redacted
 from server import bounds
 
@@ -40,7 +42,9 @@ _OTHER_VARIABLES: Final = frozenset(
 )
 # Kubernetes sets these in every container beside a Service that is called "pickgate".
 _FOREIGN_VARIABLES: Final = re.compile(r"PICKGATE_(SERVICE_(HOST|PORT).*|PORT|PORT_\d+_.*)")
-_PATHS: Final = frozenset({"data_dir", "store_binary", "passphrase_file"})
+_PATHS: Final = frozenset(
+    {"data_dir", "store_binary", "passphrase_file", "ledger_key_file", "ledger_heads_dir"}
+)
 _SOCKET_PATH_BYTES_MAX: Final = 107
 """unix(7): sun_path has 108 bytes, one of them the closing zero."""
 
@@ -150,6 +154,28 @@ class Settings(BaseModel):
         default=None, description="path of a file with the keyring's passphrase"
     )
 
+    # --- the ledger
+    ledger_url: str = Field(
+        default="",
+        description="sqlite:////path, postgresql://user:password@host/database, 'off', or '' for the file in data_dir",
+        pattern=r"^(off|(sqlite|postgres(ql)?):.+)?$",
+    )
+    ledger_chain: Literal["sha256", "sm3"] = Field(default="sha256", description="sha256 or sm3")
+    ledger_key_file: _Path | None = Field(default=None, description="path of an Ed25519 key in PEM")
+    ledger_heads_dir: _Path | None = Field(default=None, description="a folder for the ledger's signed heads")
+    ledger_reconcile_at: str = Field(
+        default=AT_DEFAULT,
+        description="a time of day and a time zone, for example '20:00 Asia/Shanghai', or 'off'",
+        pattern=r"^(off|[0-9]{2}:[0-9]{2} \S{1,64})$",
+    )
+    ledger_lag_s_max: _Seconds = Field(
+        default=limits.LEDGER_LAG_S_MAX,
+        ge=10,
+        le=86_400,
+        description="10 .. 86400 seconds",
+        allow_inf_nan=False,
+    )
+
     # --- the server
     listen: Annotated[tuple[Listen, ...], BeforeValidator(_listens)] = Field(
         default=(Listen(f"127.0.0.1:{PORT_DEFAULT}", PORT_DEFAULT),),
@@ -209,6 +235,25 @@ class Settings(BaseModel):
     def deployment_marker(self) -> Path:
         """A file that says that the embedded store of this folder holds a deployment, written when it was created."""
         return self.data_dir / "deployment"
+
+    @property
+    def ledger_address(self) -> str:
+        """Where the ledger is; '' for none: it is off, or an external store's is not named, or the store keeps nothing itself."""
+        if self.ledger_url:
+            return "" if self.ledger_url == "off" else self.ledger_url
+        if not self.embedded or self.durability == "memory":
+            return ""
+        return f"sqlite:///{quote(str(self.data_dir.absolute() / 'ledger.sqlite3'))}"
+
+    @property
+    def ledger_key(self) -> Path:
+        """The key that signs the ledger's heads."""
+        return self.ledger_key_file or self.data_dir / "ledger-key.pem"
+
+    @property
+    def ledger_heads(self) -> Path:
+        """Where the ledger's signed heads are."""
+        return self.ledger_heads_dir or self.data_dir / "ledger-heads"
 
     @property
     def server_address(self) -> str:
@@ -322,7 +367,7 @@ def _unknown(key: str, written: str, origin: str) -> ConfigError:
 
 
 def _shown(key: str, value: object) -> str:
-    if key == "store_url" and isinstance(value, str):
+    if key in ("store_url", "ledger_url") and isinstance(value, str):
         value = redacted(value)
     shown = repr(str(value) if isinstance(value, Path) else value)
     return shown if len(shown) <= bounds.SHOWN_CHARS_MAX else shown[: bounds.SHOWN_CHARS_MAX] + "…"

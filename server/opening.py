@@ -128,8 +128,8 @@ def create(
     if _lasts(settings) and settings.deployment_marker.exists():
         # New keys in place of lost ones would turn every code that is out there into a forgery, and sell its stock again.
         raise DeploymentMismatch(
-            f"the store in {settings.data_dir} held a deployment and is empty now: restore a backup of the folder; to begin "
-            f"anew, remove {settings.deployment_marker} first"
+            f"the store in {settings.data_dir} held a deployment and is empty now: restore a backup of the folder, or "
+            f"fill it with `pickgate ledger rebuild`; to begin anew, remove {settings.deployment_marker} first"
         )
     unlock = find_unlock(settings, environ, ask=ask)
     made = None
@@ -196,6 +196,7 @@ def open_deployment(
         replicas=settings.replicas,
         # The default is no statement: only a number that was configured must agree.
         partitions=settings.partitions if "partitions" in settings.model_fields_set else None,
+        ledger_lag_s_max=settings.ledger_lag_s_max,
     )
     try:
         # At each opening: a folder that was made before there were markers, or restored without its own, gets one too.

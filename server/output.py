@@ -72,6 +72,13 @@ class LogFormatter(logging.Formatter):
         return visible(super().format(record), keep="\n\t")
 
 
+def log_to_stderr(level: str) -> None:
+    """Write the log of this process to stderr, from `level` (debug, info, warning, error) on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
     """Within the context stdout raises OutputFailed where it can't be written, and escapes what its encoding lacks."""

@@ -80,11 +80,19 @@ TABLE: Final[dict[type[PickgateError], Row]] = {
         grpc.StatusCode.UNAVAILABLE,
         "there is no active key for this version and suite; nothing was written: its operator must create one",
     ),
+    errors.LedgerUnavailable: Row(
+        grpc.StatusCode.UNAVAILABLE, "the ledger can't be reached; nothing was written: try again later"
+    ),
+    errors.LedgerBehind: Row(
+        grpc.StatusCode.UNAVAILABLE,
+        "the ledger is too far behind, so no change is taken; nothing was written: retry with the same request_id",
+    ),
     errors.Stopping: Row(grpc.StatusCode.UNAVAILABLE),
     errors.SetupError: _SETUP,
     errors.ConfigError: _SETUP,
     errors.StoreSettings: _SETUP,
     errors.DeploymentMismatch: _SETUP,
+    errors.LedgerConflict: _SETUP,
     errors.StoreBinaryMissing: _SETUP,
     errors.StoreInUse: _SETUP,
     errors.KeyStateError: _SETUP,

@@ -8,6 +8,7 @@ the signal met, writes to a descriptor (signal.set_wakeup_fd), and that is what 
 from __future__ import annotations
 
 import contextlib
+import select
 import signal
 import socket
 from types import FrameType, TracebackType
@@ -65,6 +66,14 @@ class StopSignal:
     def fileno(self) -> int:
         """A descriptor that can be read when `came` may have changed; for waiting on it beside others."""
         return self._reader.fileno()
+
+    def came_within(self, wait_s: float) -> bool:
+        """As `came`; if not yet, that is waited for, for at most `wait_s` seconds."""
+        if not self.came() and wait_s > 0:
+            poll = select.poll()
+            poll.register(self, select.POLLIN)
+            poll.poll(wait_s * 1000)
+        return self.came()
 
     def _come(self, number: int, frame: FrameType | None) -> None:
         self._came = True

@@ -358,6 +358,14 @@ class Connection:
         except RedisError as error:
             raise translate(error) from None
 
+    def read_raw(self, command: Sequence[bytes | str | int]) -> Any:
+        """Run one read command and give its reply as the wire has it: arrays as lists, text as bytes.
+
+        For replies of thousands of entries, which the driver would make dicts of. Raises StoreUnavailable.
+        """
+        with self._borrowed() as connection:
+            return _ask(connection, *command)
+
     def read_of(
         self, partitions: Iterable[int], commands: Sequence[tuple[bytes | str | int, ...]]
     ) -> list[Any]:

@@ -15,6 +15,7 @@ from engine.errors import Conflict, DeploymentMismatch, PickgateError, RequestId
 from engine.state import scripts
 from engine.state.connection import Call, Connection, emptied
 from engine.state.keys import ControlKeys, spread_tags
+from engine.state.streams import FACTS
 
 KINDS = ("malls", "stores", "catalogue", "policies", "providers", "keyring")
 FORMAT = 1
@@ -76,12 +77,25 @@ def read_constants(connection: Connection) -> Constants | None:
     return Constants(**fields)
 
 
-def read_versions(connection: Connection) -> Mapping[str, int]:
-    """Version of the whole ("version") and of each kind that was ever put. Raises StoreUnavailable."""
-    [values] = connection.read([("HMGET", _KEYS.meta, "version", *KINDS)])
+@dataclass(frozen=True, slots=True)
+class LedgerFacts:
+    """What the ledger's writer last said of itself (engine.state.streams.Streams.publish)."""
+
+    caught_up_ms: int
+    """Unix ms before which every event is in the ledger; 0: no ledger has ever followed this deployment."""
+    alarm: str
+    """Why it does not go on; '' while it does."""
+
+
+def read_facts(connection: Connection) -> tuple[Mapping[str, int], LedgerFacts]:
+    """Version of the whole ("version") and of each kind that was ever put, and how the ledger is. Raises StoreUnavailable."""
+    names = ("version", *KINDS)
+    [values] = connection.read([("HMGET", _KEYS.meta, *names, *FACTS.values())])
     if values[0] is None:
         raise emptied("there is no deployment in this store")
-    return {name: int(value or 0) for name, value in zip(("version", *KINDS), values, strict=True)}
+    caught_up, alarm = values[len(names) :]
+    versions = {name: int(value or 0) for name, value in zip(names, values[: len(names)], strict=True)}
+    return versions, LedgerFacts(int(caught_up or 0), (alarm or b"").decode())
 
 
 def read_kind(connection: Connection, kind: str) -> dict[str, bytes]:

@@ -130,6 +130,8 @@ EXPIRE: Final = load("expire")
 REGISTER: Final = load("register")
 CREATE: Final = load("create", base=False)
 CONTROL: Final = load("control", base=False)
+MARK: Final = load("mark", base=False)
+SNAPSHOT: Final = load("snapshot", base=False)
 ALL: Final = (
     OPEN,
     ISSUE,
@@ -148,4 +150,6 @@ ALL: Final = (
     REGISTER,
     CREATE,
     CONTROL,
+    MARK,
+    SNAPSHOT,
 )

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import resource
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from server import opening
 from server.commands import parameters
 from server.config import PASSPHRASE_BESIDE_DATA, Settings
 from server.console import Console, ask_passphrase, command
-from server.output import LogFormatter, OutputFailed, json_text, visible
+from server.ledger_process import LedgerProcess
+from server.output import OutputFailed, json_text, log_to_stderr, visible
 from server.serve import Server, freeze_heap
 from server.statistics import StatisticsFile
 from server.stopping import StopSignal
@@ -102,13 +102,7 @@ def serve(
         grace_s=grace_s,
         log_level=log_level,
     )
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        handlers=[logging.StreamHandler(sys.stderr)],
-        force=True,
-    )
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    log_to_stderr(settings.log_level)
     _raise_open_files()
     # Around all: a signal while the store starts must still end it in order.
     with StopSignal() as stop, opening.store(settings) as url:
@@ -121,11 +115,20 @@ def serve(
                     made,
                     PASSPHRASE_BESIDE_DATA,
                 )
-        if settings.workers > 1:
-            _supervise(console, settings, url, stop, stats_file)
-            return
-        with opening.open_deployment(url, settings, os.environ, ask=ask_passphrase) as deployment:
-            _run(console, settings, deployment, stop, stats_file)
+        # Around the serving: it ends, with everything written, when the last call is answered.
+        with _ledger(settings, url):
+            if settings.workers > 1:
+                _supervise(console, settings, url, stop, stats_file)
+                return
+            with opening.open_deployment(url, settings, os.environ, ask=ask_passphrase) as deployment:
+                _run(console, settings, deployment, stop, stats_file)
+
+
+def _ledger(settings: Settings, url: str) -> contextlib.AbstractContextManager[object]:
+    """The ledger's writer, beside an embedded store; an external store's runs by itself, `pickgate ledger run`."""
+    if settings.embedded and settings.ledger_address:
+        return LedgerProcess(settings, url)
+    return contextlib.nullcontext()
 
 
 def _run(

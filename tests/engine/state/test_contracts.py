@@ -13,9 +13,10 @@ from engine import expiry, issuance, limits, redemption, stock, verdict
 from engine.calls import InspectRequest, RedeemRequest, RenderRequest, StockChange, VoidRequest
 from engine.claims import Channel, Decision, Line, State, Terminal, Tier, TransferStep, Version
 from engine.policies import Policy, Tiers
-from engine.state import layouts, scripts
+from engine.state import layouts, scripts, snapshot
 from engine.state.connection import Call, Connection
 from engine.state.events import EventType
+from engine.state.streams import START, Streams
 from engine.stores import Mall
 from tests.engine.proofs import put_provider
 from tests.engine.shop import MALL, STORE, Shop, north
@@ -46,7 +47,7 @@ RENAMED: Final = {
 """Lua names that can't be the field's: `place`, `release`, `type` and `changed` mean something else there."""
 OWN: Final = "1 to 6 the partition's own"
 """KEYS of every script that runs behind base.lua, which says what they are."""
-NOT_OWN: Final = ("open", "create", "control")
+NOT_OWN: Final = ("open", "create", "control", "mark", "snapshot")
 
 
 def header(name: str) -> str:
@@ -332,6 +333,11 @@ def everything(shop: Shop) -> None:
     shop.transfer(1)
     shop.clock.tick(limits.TTL_S_DEFAULT + 120)
     assert expiry.sweep(deployment).expired == 2
+    streams = Streams(deployment.connection)
+    assert list(snapshot.read_records(deployment.connection, 0))
+    streams.mark(
+        {number: streams.last(number) for number in streams.numbers if streams.last(number) != START}
+    )
 
 
 def test_every_call_keeps_its_header(shop: Shop, sent: list[Call]) -> None:

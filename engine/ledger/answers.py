@@ -1,0 +1,183 @@
+"""The answers that the store remembers, made again from the events: byte for byte what the scripts keep.
+
+A retry of a request whose answer is remembered gets it again, also from a store that was rebuilt. Each function here says which script's
+`kept` it makes; a test compares them with the store's own after a history of every verb.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from engine import limits
+from engine.calls import StockChange
+from engine.claims import Decision
+from engine.ledger.records import Record
+from engine.state import layouts
+from engine.state.events import Event, EventType
+from engine.verdict import (
+    ConfirmVerdict,
+    ExtendVerdict,
+    RedeemVerdict,
+    RenderVerdict,
+    ReverseVerdict,
+    ReviewVerdict,
+    StockVerdict,
+    TransferVerdict,
+    VoidVerdict,
+)
+
+BURNT: Final = b"P"
+"""What is remembered of a proof token's digest: that it was used."""
+_REVIEWED: Final = {
+    Decision.APPROVE: ReviewVerdict.APPROVED,
+    Decision.REDEEM: ReviewVerdict.REDEEMED,
+    Decision.VOID: ReviewVerdict.VOIDED,
+}
+
+
+class Answers:
+    """What is remembered, by the digest of the request."""
+
+    def __init__(self) -> None:
+        self.of_codes: dict[bytes, bytes] = {}
+        """Kept as long as their code: body digest and answer, or BURNT."""
+        self.of_stock: dict[bytes, tuple[int, bytes]] = {}
+        """Kept for STOCK_ANSWER_TTL_S from a time (unix ms)."""
+        self.of_arrivals: dict[tuple[bytes, int, bytes], tuple[int, bytes]] = {}
+        """By request, the store that the units left and the number of that event; kept for ARRIVAL_TTL_S from a time."""
+        self._last: tuple[Event, bytes, tuple[bytes, int, bytes] | None] | None = None
+
+    def forget(self, record: Record) -> None:
+        """A code's time is over, and that of all that was remembered for it."""
+        for at in range(0, len(record.requests), 12):
+            self.of_codes.pop(record.requests[at : at + 12], None)
+
+    # --- codes ------------------------------------------------------------------------------------------------
+    def redeem(self, event: Event, record: Record) -> None:
+        """lua/redeem.lua, of a redemption."""
+        facts = event.facts
+        lines = _lines(event)
+        kept = _redeem_answer(
+            event, record, RedeemVerdict.REDEEMED, event.terminal_id, 0, len(facts["lines"])
+        )
+        self._keep(event, kept + lines + record.order)
+        if facts["burnt"]:
+            self.of_codes[facts["burnt"]] = BURNT
+
+    def try_(self, event: Event, record: Record) -> None:
+        """lua/redeem.lua of a counted try at a terminal; lua/try.lua of one at the customer's phone."""
+        locked = event.type is EventType.LOCKED
+        tries_left = limits.TRIES_MAX - record.tries
+        if event.terminal_id:
+            verdict = RedeemVerdict.LOCKED if locked else RedeemVerdict.numbered(event.facts["verdict"])
+            self._keep(event, _redeem_answer(event, record, verdict, 0, tries_left, 0) + record.order)
+            return
+        number = RenderVerdict.LOCKED.number if locked else event.facts["verdict"]
+        self._keep(event, layouts.TRY_ANSWER.pack(number, *_when(event), tries_left))
+
+    def change(self, event: Event, record: Record) -> None:
+        """lua/confirm.lua, lua/extend.lua."""
+        confirmed = event.type is EventType.CONFIRMED
+        verdict = ConfirmVerdict.CONFIRMED.number if confirmed else ExtendVerdict.EXTENDED.number
+        at, epoch, seq = _when(event)
+        self._keep(event, layouts.CHANGE_ANSWER.pack(verdict, at, record.exp, epoch, seq))
+
+    def reverse(self, event: Event, record: Record) -> None:
+        """lua/reverse.lua."""
+        count = len(event.facts["lines"])
+        head = layouts.REVERSE_ANSWER.pack(
+            ReverseVerdict.REVERSED.number, *_when(event), record.exp, 0, record.store, record.cycle, count
+        )
+        self._keep(event, head + _lines(event))
+
+    def review(self, event: Event, record: Record) -> None:
+        """lua/review.lua."""
+        verdict = _REVIEWED[Decision(event.facts["decision"])]
+        count = len(event.facts["lines"])
+        self._keep(event, layouts.REVIEW_ANSWER.pack(verdict.number, *_when(event), 0, count) + _lines(event))
+
+    def void(self, event: Event, record: Record) -> None:
+        """lua/void.lua."""
+        count = len(event.facts["lines"])
+        self._keep(
+            event,
+            layouts.VOID_ANSWER.pack(VoidVerdict.VOIDED.number, *_when(event), 0, count) + _lines(event),
+        )
+
+    def _keep(self, event: Event, answer: bytes) -> None:
+        self.of_codes[event.request] = event.body + answer
+
+    # --- stock ------------------------------------------------------------------------------------------------
+    def stock(self, event: Event, figures: bytes) -> None:
+        """lua/stock.lua."""
+        received = event.facts["change"] == StockChange.RECEIVE
+        verdict = (StockVerdict.RECEIVED if received else StockVerdict.ADJUSTED).number
+        self.of_stock[event.request] = event.at_ms, _stock_answer(event, verdict, figures)
+        self._last = event, bytes([verdict]), None
+
+    def departure(self, event: Event, figures: bytes) -> None:
+        """lua/transfer.lua, out."""
+        verdict = TransferVerdict.TRANSFERRED.number
+        self.of_stock[event.request] = event.at_ms, _stock_answer(event, verdict, figures)
+        self._last = event, bytes([verdict]), None
+
+    def arrival(self, event: Event, figures: bytes, departure: bytes) -> None:
+        """lua/transfer.lua, in."""
+        verdict = TransferVerdict.TRANSFERRED.number
+        key = event.request, event.facts["other_store_id"], departure
+        self.of_arrivals[key] = event.at_ms, _stock_answer(event, verdict, figures)
+        self._last = event, bytes([verdict]), key
+
+    def tier(self, event: Event, figures: bytes) -> None:
+        """The crossing that a change of stock caused is its next event, and its answer has the new tier."""
+        if self._last is None:
+            return
+        cause, verdict, arrival = self._last
+        self._last = None
+        shelf = event.mall_id, event.store_id, event.facts["sku_id"]
+        if cause.id.seq + 1 != event.id.seq or cause.id.epoch != event.id.epoch:
+            return
+        if (cause.mall_id, cause.store_id, cause.facts["sku_id"]) != shelf:
+            return
+        answer = cause.at_ms, _stock_answer(cause, verdict[0], figures)
+        if arrival is not None:
+            self.of_arrivals[arrival] = answer
+        else:
+            self.of_stock[cause.request] = answer
+
+
+def _when(event: Event) -> tuple[bytes, int, bytes]:
+    """Time and number of an event, as layouts pack them."""
+    return event.at_ms.to_bytes(6, "big"), event.id.epoch, event.id.seq.to_bytes(6, "big")
+
+
+def _lines(event: Event) -> bytes:
+    return b"".join(layouts.LINE.pack(line.sku_id, line.count, line.left) for line in event.facts["lines"])
+
+
+def _redeem_answer(
+    event: Event, record: Record, verdict: RedeemVerdict, terminal_id: int, tries_left: int, n_lines: int
+) -> bytes:
+    return layouts.REDEEM_ANSWER.pack(
+        verdict.number,
+        *_when(event),
+        terminal_id,
+        tries_left,
+        0,
+        record.store,
+        record.cycle,
+        record.flavour,
+        record.flags,
+        record.exp,
+        event.facts["bucket"],
+        n_lines,
+        len(record.order),
+    )
+
+
+def _stock_answer(event: Event, verdict: int, figures: bytes) -> bytes:
+    on_hand, reserved, baseline, tier = layouts.STOCK.struct.unpack(figures)
+    _, epoch, seq = _when(event)
+    return event.body + layouts.STOCK_ANSWER.pack(
+        verdict, event.facts["sku_id"], on_hand, reserved, baseline, tier, epoch, seq
+    )

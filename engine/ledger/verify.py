@@ -1,0 +1,254 @@
+"""Verifying the chain: every row, its link, what its columns repeat, and what was signed of it. The first bad row is named.
+
+In one snapshot of the database, so a ledger can be verified while it is written. Of each partition: numbers count without a gap;
+each link is the hash of the one before and the row; columns and the table of orders say what the bytes say; every signed head is the
+link of its row; the table of heads names the last row. Behind the first bad row nothing of a partition can be told.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sqlalchemy import Connection, and_, select, tuple_
+
+from engine.errors import InvalidInput
+from engine.ledger import database, rows
+from engine.ledger.heads import Statement, Unsound
+from engine.ledger.ledger import PAGE_ROWS, Head, Ledger, read_heads
+from engine.ledger.rows import EventRow
+from engine.ledger.tables import EVENTS, ORDERS
+from engine.state.streams import CONTROL, START, Entry, Place, follows, next_place
+
+_ORDER_COLUMNS: Final = tuple(column.name for column in ORDERS.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong, at the first place where it shows."""
+
+    partition: int
+    place: Place | None
+    """The row; None: of no row."""
+    why: str
+
+    def __str__(self) -> str:
+        where = "the control partition" if self.partition == CONTROL else f"partition {self.partition}"
+        return f"{where}, {f'row {self.place}' if self.place else 'as a whole'}: {self.why}"
+
+
+@dataclass
+class Report:
+    """What was looked at, and what was found."""
+
+    rows: int = 0
+    partitions: int = 0
+    statements: int = 0
+    """Signed heads that were compared."""
+    signed_at_ms: int = 0
+    """Time of the newest of them."""
+    faults: list[Fault] = field(default_factory=list)
+    unsound: list[Unsound] = field(default_factory=list)
+    """Lines among the signed heads that nobody signed."""
+
+    @property
+    def sound(self) -> bool:
+        """True when nothing is wrong."""
+        return not self.faults and not self.unsound
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Which rows to verify: of one partition or all, from and to a place, both included."""
+
+    partition: int | None = None
+    first: Place | None = None
+    last: Place | None = None
+
+    def __post_init__(self) -> None:
+        if self.partition is None and (self.first or self.last):
+            raise InvalidInput("a range of rows is of one partition: name it", field="partition")
+
+
+def verify(ledger: Ledger, statements: Iterable[Statement | Unsound] = (), only: Range = Range()) -> Report:
+    """Verify rows against their chain and against signed heads. Raises LedgerUnavailable."""
+    report = Report()
+    signed: dict[int, dict[Place, tuple[Head, str]]] = {}
+    for statement in statements:
+        if isinstance(statement, Unsound):
+            report.unsound.append(statement)
+            continue
+        if statement.deployment_id != ledger.deployment_id:
+            report.unsound.append(
+                Unsound(statement.source, f"it is of another deployment, {statement.deployment_id}")
+            )
+            continue
+        report.statements += 1
+        report.signed_at_ms = max(report.signed_at_ms, statement.at_ms)
+        for number, head in statement.heads.items():
+            signed.setdefault(number, {})[head.place] = (head, statement.source)
+    with database.snapshot(ledger.engine) as connection:
+        heads = read_heads(connection)
+        numbers = {*heads, *signed, *_numbers_with_rows(connection)}
+        for number in sorted(numbers if only.partition is None else {only.partition}):
+            report.partitions += 1
+            walk = _Walk(ledger, connection, number, signed.get(number, {}), only)
+            fault = walk.run(heads.get(number))
+            report.rows += walk.rows
+            if fault is not None:
+                report.faults.append(fault)
+    return report
+
+
+def _numbers_with_rows(connection: Connection) -> list[int]:
+    return list(connection.execute(select(EVENTS.c.partition).distinct()).scalars())
+
+
+class _Walk:
+    """One partition, row by row."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        connection: Connection,
+        number: int,
+        signed: Mapping[Place, tuple[Head, str]],
+        only: Range,
+    ) -> None:
+        self._chain = ledger.chain
+        self._connection = connection
+        self._number = number
+        self._signed = dict(signed)
+        self._only = only
+        self.rows = 0
+        self._before = START
+        self._link = ledger.chain.first(number)
+
+    def run(self, head: Head | None) -> Fault | None:
+        """The first fault, None when there is none."""
+        if self._only.first is not None:
+            self._begin_at(self._only.first)
+        while page := self._page():
+            orders = self._orders(page)
+            for row in page:
+                if (fault := self._row(row, orders)) is not None:
+                    return fault
+            if len(page) < PAGE_ROWS:
+                break
+        if self._only.last is not None:
+            return None
+        return self._end(head)
+
+    def _begin_at(self, first: Place) -> None:
+        """Trust the row before the range."""
+        number = tuple_(EVENTS.c.epoch, EVENTS.c.seq)
+        found = self._connection.execute(
+            select(EVENTS.c.epoch, EVENTS.c.seq, EVENTS.c.link)
+            .where(EVENTS.c.partition == self._number, number < tuple_(*first))
+            .order_by(EVENTS.c.epoch.desc(), EVENTS.c.seq.desc())
+            .limit(1)
+        ).first()
+        if found is not None:
+            self._before, self._link = Place(found.epoch, found.seq), bytes(found.link)
+
+    def _page(self) -> list[EventRow]:
+        number = tuple_(EVENTS.c.epoch, EVENTS.c.seq)
+        wanted = and_(EVENTS.c.partition == self._number, number > tuple_(*self._before))
+        if self._only.last is not None:
+            wanted = and_(wanted, number <= tuple_(*self._only.last))
+        found = self._connection.execute(
+            select(EVENTS).where(wanted).order_by(EVENTS.c.epoch, EVENTS.c.seq).limit(PAGE_ROWS)
+        )
+        return [EventRow(*map(_plain, row)) for row in found]
+
+    def _orders(self, page: Sequence[EventRow]) -> dict[Place, tuple[Any, ...]]:
+        number = tuple_(ORDERS.c.epoch, ORDERS.c.seq)
+        found = self._connection.execute(
+            select(ORDERS).where(
+                ORDERS.c.partition == self._number,
+                number > tuple_(*self._before),
+                number <= tuple_(page[-1].epoch, page[-1].seq),
+            )
+        )
+        return {Place(row.epoch, row.seq): tuple(map(_plain, row)) for row in found}
+
+    def _row(self, row: EventRow, orders: Mapping[Place, tuple[Any, ...]]) -> Fault | None:
+        place = Place(row.epoch, row.seq)
+        entry = Entry(row.epoch, row.seq, row.data)
+        if not follows(self._before, entry):
+            return Fault(
+                self._number,
+                next_place(self._before),
+                f"it is missing: {place} follows {self._before if self._before.seq else 'the beginning'}",
+            )
+        try:
+            link = self._chain.link(self._link, self._number, entry)
+        except TypeError:  # SQLite holds whatever is put into a column: text, for one
+            link = b""
+        if link != row.link:
+            return Fault(
+                self._number,
+                place,
+                "its bytes or its link were changed, or it stands in another's place: the chain breaks here",
+            )
+        if (why := self._columns(row, orders.get(place))) is not None:
+            return Fault(self._number, place, why)
+        self.rows += 1
+        self._before, self._link = place, link
+        head, source = self._signed.pop(place, (None, ""))
+        if head is not None and head.link != link:
+            return Fault(
+                self._number,
+                place,
+                f"its link is not the one that was signed ({source}): rows up to here were written anew",
+            )
+        return None
+
+    def _columns(self, row: EventRow, order: tuple[Any, ...] | None) -> str | None:
+        """What the columns say otherwise than the bytes."""
+        try:
+            meant = rows.event_row(self._number, Entry(row.epoch, row.seq, row.data), row.link)
+            wanted = rows.order_row(meant)
+        except (ValueError, KeyError, IndexError, struct.error) as error:
+            return f"its bytes are no event ({error})"
+        for name, found, said in zip(EventRow._fields, row, meant, strict=True):
+            if found != said:
+                return f"its column {name} says {found!r}, its bytes say {said!r}"
+        if order != wanted:
+            differing = next(
+                (
+                    name
+                    for name, found, said in zip(_ORDER_COLUMNS, order or (), wanted or (), strict=False)
+                    if found != said
+                ),
+                "row",
+            )
+            return f"the table of orders has another {differing} than its bytes"
+        return None
+
+    def _end(self, head: Head | None) -> Fault | None:
+        """Behind the last row: nothing that was signed may lie beyond, and the table of heads must agree."""
+        beyond = {place: said for place, said in self._signed.items() if place > self._before}
+        if beyond:
+            place, (signed, source) = max(beyond.items())
+            return Fault(
+                self._number,
+                next_place(self._before),
+                f"the tail is cut off: {place} was signed as its last row, the {signed.rows}th ({source}), and the ledger ends"
+                f" with {self._before if self._before.seq else 'nothing'}",
+            )
+        place = head.place if head is not None else START
+        if place != self._before or (head is not None and head.link != self._link):
+            return Fault(
+                self._number,
+                place if place > self._before else Place(max(self._before.epoch, 1), self._before.seq),
+                f"the table of heads ends with {place if place.seq else 'nothing'}, the rows end with"
+                f" {self._before if self._before.seq else 'nothing'}: rows were cut off or added, or the head was changed",
+            )
+        return None
+
+
+def _plain(value: Any) -> Any:
+    return bytes(value) if isinstance(value, memoryview) else value

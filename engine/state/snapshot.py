@@ -1,0 +1,94 @@
+"""What a partition holds at an event: read by scripts, so that each piece is exactly what the events up to its number add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from engine import limits
+from engine.errors import PickgateError
+from engine.state import scripts
+from engine.state.connection import Call, Connection
+from engine.state.keys import PartitionKeys
+from engine.state.streams import Place
+
+BUCKETS_PER_CALL: Final = 64
+"""Hash buckets of records in one script call: at a million codes about a thousand records, a millisecond of the store's thread."""
+SCAN_COUNT: Final = 5_000
+
+
+class Shelves(NamedTuple):
+    """Stock, tries, reviews and transit of a partition at an event."""
+
+    place: Place
+    stock: dict[tuple[int, int, int], bytes]
+    """By mall, store and SKU: layouts.STOCK."""
+    evidence: dict[bytes, bytes]
+    """By uid: layouts.EVIDENCE, one behind the other."""
+    reviews: dict[bytes, int]
+    """By uid: when it was locked, unix ms."""
+    transit: dict[bytes, bytes]
+    """By request and departure: layouts.TRANSIT."""
+
+
+class Records(NamedTuple):
+    """Some of a partition's records at an event."""
+
+    place: Place
+    buckets: frozenset[bytes]
+    """Names of the buckets that were read: every record of theirs is here."""
+    records: dict[bytes, bytes]
+
+
+def stock_keys(connection: Connection) -> dict[int, list[bytes]]:
+    """The stock hashes that there are, of each partition, whoever made them. Raises StoreUnavailable."""
+    prefixes = {b"{" + names.tag + b"}s": number for number, names in enumerate(connection.partitions)}
+    found: dict[int, set[bytes]] = {number: set() for number in range(len(connection.partitions))}
+    cursor = b"0"
+    while True:
+        cursor, keys = connection.read_raw(["SCAN", cursor, "MATCH", "{*}s*", "COUNT", SCAN_COUNT])
+        for key in keys:
+            number = prefixes.get(key[: key.index(b"}") + 2])
+            if number is not None:
+                found[number].add(key)
+        if cursor == b"0":
+            return {number: sorted(keys) for number, keys in found.items()}
+
+
+def read_shelves(connection: Connection, number: int, keys: Sequence[bytes]) -> Shelves:
+    """Read stock (the hashes `keys`), tries, reviews and transit of one partition. Raises StoreUnavailable."""
+    names = connection.partitions[number]
+    place, contents = _read(connection, names, [names.evidence, names.reviews, names.transit, *keys])
+    evidence, reviews, transit, *stock = contents
+    shelves = {}
+    for key, skus in zip(keys, stock, strict=True):
+        mall, store = key.rpartition(b"}s")[2].split(b":")
+        shelves.update({(int(mall), int(store), int(sku)): figures for sku, figures in skus.items()})
+    return Shelves(place, shelves, evidence, {uid: int(float(at)) for uid, at in reviews.items()}, transit)
+
+
+def read_records(connection: Connection, number: int) -> Iterator[Records]:
+    """Read all records of one partition, some buckets at a time, each at its own event. Raises StoreUnavailable."""
+    names = connection.partitions[number]
+    for start in range(0, limits.BUCKETS_PER_PARTITION, BUCKETS_PER_CALL):
+        buckets = [
+            names.record(bucket.to_bytes(8, "big")) for bucket in range(start, start + BUCKETS_PER_CALL)
+        ]
+        place, contents = _read(connection, names, buckets)
+        yield Records(
+            place, frozenset(buckets), {uid: data for found in contents for uid, data in found.items()}
+        )
+
+
+def _read(
+    connection: Connection, names: PartitionKeys, keys: Sequence[bytes]
+) -> tuple[Place, list[dict[bytes, bytes]]]:
+    [reply] = connection.run([Call(scripts.SNAPSHOT, (names.meta, names.events, *keys), ())])
+    if isinstance(reply, PickgateError):
+        raise reply
+    epoch, seq, *contents = reply
+    return Place(int(epoch), int(seq)), [_pairs(flat) for flat in contents]
+
+
+def _pairs(flat: Sequence[Any]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))

@@ -1,0 +1,229 @@
+"""`pickgate serve` with its ledger: written beside it, ended with it, and asked by the commands."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from server.daily import Daily
+from tests.race.serving import Serving, is_alive, until
+from tests.race.shop import Shop
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Iterator[Serving]:
+    with Serving(tmp_path) as started:
+        started.furnish()
+        yield started
+
+
+def rows(serving: Serving) -> int:
+    """Rows of the ledger, counted by somebody else than us."""
+    path = serving.data_dir / "ledger.sqlite3"
+    if not path.exists():
+        return 0
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as connection:
+        try:
+            return int(connection.execute("SELECT count(*) FROM events").fetchone()[0])
+        except sqlite3.OperationalError:  # the tables are about to be made
+            return 0
+
+
+def events(serving: Serving) -> int:
+    """Events in the store, those of the set-up too."""
+    with serving.open_beside() as deployment:
+        names = [*(keys.events for keys in deployment.connection.partitions), b"{ctl}e"]
+        return sum(deployment.connection.read([("XLEN", name) for name in names]))
+
+
+def writer_pid(serving: Serving) -> int:
+    """The ledger's process, a child of the server; 0 while there is none."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = stat.read_text().rpartition(")")[2].split()
+            command = (stat.parent / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(words[1]) == serving.pid and b"\0ledger\0run" in command:
+            return int(stat.parent.name)
+    return 0
+
+
+def pickgate(serving: Serving, *words: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PICKGATE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "server.cli", *words, "--data-dir", str(serving.data_dir)],
+        env=kept | {"PYTHONPATH": os.pathsep.join(("", "proto"))},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def sell(serving: Serving, units: int) -> None:
+    with serving.open_beside() as deployment:
+        shop = Shop(deployment, name=f"sell-{os.urandom(4).hex()}")
+        shop.issue(shop.sku(units), units)
+
+
+def test_all_that_happens_comes_into_the_ledger(serving: Serving) -> None:
+    sell(serving, 20)
+    until(lambda: rows(serving) == events(serving), "the ledger is complete")
+    done = pickgate(serving, "ledger", "status", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["alarm"] == ""
+    assert 0 <= said["lag_s"] < 300, "it looks each second, but a busy machine may not let it"
+    assert sum(row["rows"] for row in said["partitions"]) == rows(serving)
+    assert all(row["ledger"] == row["store"] for row in said["partitions"])
+
+
+def test_status_for_people(serving: Serving) -> None:
+    until(lambda: rows(serving) == events(serving), "the ledger is complete")
+    done = pickgate(serving, "ledger", "status")
+    assert "s behind, as of" in done.stdout
+    assert "chained by sha256" in done.stdout
+
+
+def test_a_stopped_server_leaves_a_complete_ledger(serving: Serving) -> None:
+    until(lambda: rows(serving) > 0, "the writer writes")
+    pid = writer_pid(serving)
+    sell(serving, 30)
+    there = events(serving)
+    assert serving.end(signal.SIGTERM) == 0
+    assert not is_alive(pid)
+    assert rows(serving) == there
+
+
+def test_a_killed_server_takes_its_writer_with_it(serving: Serving) -> None:
+    until(lambda: writer_pid(serving) != 0, "the writer runs")
+    pid = writer_pid(serving)
+    sell(serving, 5)
+    serving.end(signal.SIGKILL)
+    until(lambda: not is_alive(pid), "the writer ends with its server", 20.0)
+    serving.start()
+    until(lambda: rows(serving) == events(serving), "its successor goes on")
+
+
+def test_a_killed_writer_is_started_again(serving: Serving) -> None:
+    until(lambda: rows(serving) > 0, "the writer runs")
+    pid = writer_pid(serving)
+    assert pid > 0
+    os.kill(pid, signal.SIGKILL)
+    sell(serving, 5)
+    until(lambda: writer_pid(serving) not in (0, pid), "another writer")
+    until(lambda: rows(serving) == events(serving), "the ledger is complete")
+
+
+def test_the_writer_knows_no_passphrase(serving: Serving) -> None:
+    until(lambda: writer_pid(serving) != 0, "the writer runs")
+    environ = Path(f"/proc/{writer_pid(serving)}/environ").read_bytes()
+    assert b"PASSPHRASE" not in environ
+
+
+def test_which_ledger_must_be_said_for_a_store_of_ones_own(serving: Serving) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "server.cli", "ledger", "status", "--store", serving.store_url],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(("", "proto"))},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "error CONFIG: which ledger is meant is not said" in done.stderr
+
+
+def test_verify_and_reconcile_of_a_running_server(serving: Serving, tmp_path: Path) -> None:
+    sell(serving, 10)
+    until(lambda: rows(serving) == events(serving), "the ledger is complete")
+    until(lambda: any((serving.data_dir / "ledger-heads").glob("*.jsonl")), "heads are signed")
+    done = pickgate(serving, "ledger", "verify")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"SOUND  {rows(serving)} rows of" in done.stdout
+    assert "signed heads of key" in done.stdout
+
+    done = pickgate(serving, "ledger", "reconcile", "--csv", str(tmp_path / "books.csv"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "EQUAL  run 1" in done.stdout
+    with (tmp_path / "books.csv").open() as file:
+        found = list(csv.DictReader(file))
+    on_hand = [row for row in found if row["kind"] == "shelf" and row["what"] == "on_hand"]
+    assert on_hand
+    assert all(row["in_store"] == row["in_ledger"] and row["difference"] == "0" for row in on_hand)
+    assert {"codes LIVE": "10"}.items() <= {
+        row["what"]: row["in_ledger"] for row in found if row["kind"] == "total"
+    }.items()
+
+
+def test_the_audit_of_a_running_server(serving: Serving) -> None:
+    sell(serving, 3)
+    until(lambda: rows(serving) == events(serving), "the ledger is complete")
+    first = json.loads(pickgate(serving, "ledger", "audit", "--mall", "1", "--count", "2", "--json").stdout)
+    assert [one["what"] for one in first["findings"]] == ["STOCK", "ISSUED"]
+    rest = json.loads(
+        pickgate(serving, "ledger", "audit", "--mall", "1", "--after", first["after"], "--json").stdout
+    )
+    assert [one["what"] for one in rest["findings"]] == ["ISSUED", "ISSUED"]
+    assert rest["after"] == ""
+    uid = rest["findings"][0]["uid"]
+    assert uid in pickgate(serving, "ledger", "audit", "--code", uid).stdout
+    done = pickgate(serving, "ledger", "audit", "--since", "yesterday")
+    assert (done.returncode, done.stderr[:26]) == (2, "error INVALID_INPUT: since")
+
+
+def test_a_drift_is_told_and_kept(serving: Serving) -> None:
+    sell(serving, 2)
+    until(lambda: rows(serving) == events(serving), "the ledger is complete")
+    with serving.open_beside() as deployment:
+        [keys] = deployment.connection.read([("KEYS", "*}s1:*")])
+        deployment.connection.write([("DEL", keys[0])])
+    done = pickgate(serving, "ledger", "reconcile")
+    assert done.returncode == 1
+    assert "DRIFT  partition" in done.stdout
+    assert "on_hand 0 in the store, 2 by the ledger (-2)" in done.stdout
+    said = json.loads(pickgate(serving, "ledger", "runs", "--json").stdout)
+    assert [(one["number"], one["clean"], one["cause"]) for one in said["runs"]] == [(1, False, "command")]
+    one = json.loads(pickgate(serving, "ledger", "runs", "--run", "1", "--json").stdout)
+    assert {drift["what"] for drift in one["drift"]} == {"on_hand", "reserved"}
+    assert pickgate(serving, "ledger", "runs", "--run", "7").returncode == 1
+
+
+def test_a_flipped_byte_is_named_on_the_command_line(serving: Serving) -> None:
+    until(lambda: rows(serving) == events(serving), "the ledger is complete")
+    serving.end(signal.SIGTERM)
+    with closing(sqlite3.connect(serving.data_dir / "ledger.sqlite3")) as connection:
+        connection.execute("UPDATE events SET data = data || x'00' WHERE partition = 1024 AND seq = 2")
+        connection.commit()
+    done = pickgate(serving, "ledger", "verify")
+    assert done.returncode == 1
+    assert "BAD  the control partition, row 1-2: its bytes or its link were changed" in done.stdout
+
+
+def test_the_daily_reconciliation_comes_at_its_time() -> None:
+    now_ms = [1_800_000_000_000 - 1_800_000_000_000 % 86_400_000 + 12 * 3_600_000 - 1_000]
+    daily = Daily("12:00 UTC", lambda: now_ms[0], ["--version"], os.environ)
+
+    def running() -> bool:
+        daily.look()
+        return daily.running
+
+    assert not running(), "a second before"
+    now_ms[0] += 1_000
+    assert running()
+    until(lambda: not running(), "it has ended")
+    assert not running(), "once a day"
+    daily.stop()
