@@ -88,7 +88,7 @@ def serving(folder: Path) -> Iterator[str]:
     log_path = folder / "serve.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), *command],
+            [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), "--", *command],
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -167,7 +167,7 @@ class Streams:
         never has what a promoted replica might lack. Raises StoreUnavailable, NotReplicated.
         """
         calls = [
-            Call(scripts.MARK, self._names[number], [_id(number, place), _oldest_kept(number, place)])
+            Call(scripts.MARK, self._names[number], [_id(number, place), _oldest_kept(number, place), KEPT])
             for number, place in places.items()
         ]
         for outcome in self._connection.run(calls):
@@ -208,7 +208,8 @@ def _oldest_kept(number: int, place: Place) -> bytes:
     """Id of the oldest event to keep when the ledger has all up to `place`.
 
     Numbers count one by one, so the number says how many lie behind it. Of an epoch that has just begun nothing is dropped, and
-    of the epoch before it only what was dropped while it lasted: two epochs' worth at most.
+    of the epoch before it only what was dropped while it lasted. Epochs before that one go, if there are more than KEPT in all:
+    a store that ends often begins many, with few events each.
     """
     if place.seq > KEPT:
         return _id(number, Place(place.epoch, place.seq - KEPT))

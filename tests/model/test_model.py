@@ -1036,7 +1036,7 @@ def check_met(met: Counter[str], *, but: set[str]) -> None:
         "Stock",
         "Transfer",
     ):
-        assert met[f"{name}Verdict replayed"] > 0, name
+        assert met[f"{name}Verdict replayed"] > 0 or EXAMPLES <= MISSED_BELOW, name
     assert all(met[failure.name] > 0 for failure in Failure if failure is not Failure.INVALID)
 
 

@@ -317,6 +317,15 @@ def test_the_store_drops_what_is_committed_and_keeps_the_last_events(
     writer.start()  # there is enough left to see that both agree
 
 
+def test_a_store_that_often_begins_anew_keeps_its_few_events(shop: Shop, writer: Writer) -> None:
+    """Each epoch has few of them: what is kept is counted over all epochs."""
+    fill(shop, 250)
+    write_all(writer)
+    number = partition_of_store(shop)
+    Streams(shop.deployment.connection).mark({number: streams.Place(4, 1)})
+    assert lengths(shop)[0] == 250
+
+
 def test_nothing_is_dropped_before_it_is_committed(
     shop: Shop, ledger: Ledger, writer: Writer, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,7 +55,8 @@ def test_no_huge_pages(make_store: StoreFactory) -> None:
     smaps = Path(f"/proc/{server.pid}/smaps_rollup").read_text()
     assert "AnonHugePages:         0 kB\n" in smaps
     # The server counts what the library gives out: its own figures still say how much there is.
-    assert 6_400_000 < memory["used_memory"] < memory["used_memory_rss"]
+    # What is resident is no measure for it: pages that nothing was written to are counted too, and are not there.
+    assert 6_400_000 < memory["used_memory"] < 64_000_000
 
 
 @pytest.mark.fault
