@@ -5,7 +5,7 @@ import warnings
 
 from pickgate.v1 import review_service_pb2 as pickgate_dot_v1_dot_review__service__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.82.3'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
