@@ -108,9 +108,10 @@ def _number(folded: Folded, event: Event) -> None:
         assert event.id.seq == 1, event
     else:
         assert (event.id.epoch, event.id.seq) == (epoch, seq + 1), event
-        if any(event.request):
-            # A transfer has two: the units leave one store, and arrive at another. Otherwise a request may change something
-            # again only when its first answer is remembered no more.
+        # An arrival hangs on its departure, not on the request: see _arrived. Units may lie in transit for longer than the id
+        # is remembered, and then arrive shortly before those of the next transfer that has it.
+        if any(event.request) and event.type is not EventType.TRANSFER_IN:
+            # A request may change something again only when its first answer is remembered no more.
             # Of a customer's own tries that holds within a partition: an id that comes back naming a code of another one is
             # decided anew there, for renders stand in no register.
             own_try = event.type in (EventType.TRIED, EventType.LOCKED) and not event.terminal_id
