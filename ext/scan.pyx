@@ -3,6 +3,8 @@
 
 from collections import namedtuple
 
+cimport cython
+
 import numpy as np
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -51,12 +53,13 @@ cdef struct Columns:
     uint32_t present
 
 
+@cython.auto_pickle(False)
 cdef class Shape:
     cdef Entry entries[_MESSAGES_MAX][_NUMBER_MAX + 1]
     cdef int n_numbers
     cdef int n_texts
 
-    def __cinit__(self, fields):
+    def __init__(self, fields):
         memset(&self.entries, 0, sizeof(self.entries))
         self.n_numbers = self.n_texts = 0
         tables = {(): 0}
