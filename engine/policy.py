@@ -6,7 +6,7 @@ What they find travels into the redeem script and applies only if nothing before
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,16 +28,20 @@ def is_stale(stamp_s: int, expires_at_s: int, now_s: int, *, life_s: int, static
     `life_s` + STAMP_SKEW_S after it. The payload's own expiry counts too: the record's may have been moved, and then a fresh
     payload says so.
     """
-    if expires_at_s <= now_s:
-        return True
-    if static:
-        return False
-    return not stamp_s - limits.STAMP_SKEW_S <= now_s <= stamp_s + life_s + limits.STAMP_SKEW_S
+    version = Version.STATIC if static else Version.DYNAMIC
+    [stale] = are_stale(
+        np.array([stamp_s], np.int64),
+        np.array([expires_at_s], np.int64),
+        np.array([version], np.uint8),
+        now_s,
+        np.array([life_s], np.int64),
+    ).tolist()
+    return bool(stale)
 
 
 def are_stale(
-    stamps_s: npt.NDArray[np.uint32],
-    expiries_s: npt.NDArray[np.uint32],
+    stamps_s: npt.NDArray[np.integer[Any]],
+    expiries_s: npt.NDArray[np.integer[Any]],
     versions: npt.NDArray[np.uint8],
     now_s: int,
     lives_s: npt.NDArray[np.int64],

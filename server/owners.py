@@ -1,8 +1,8 @@
 """Partition owners: who decides which calls of the hot lane, one batch at a time each.
 
 An owner is one server of the store, with the partitions that live there (engine.state.connection). It has a queue, and at most
-one batch in flight. While that waits for the store, on the owner's own thread, the next calls gather in its queue; when it comes
-back the next batch goes out before the answers of this one are written. So the store is never idle while there is work, batches
+one batch in flight. While that waits for the store, on the owner's own thread, the next calls gather; when it comes
+back they are sorted, and the next batch goes out before the answers of this one are written. So the store is never idle while there is work, batches
 grow with the load and vanish when there is none, and one slow owner stops only its own calls.
 
 All but the waiting is done by one thread, the lane's, which drains the calls too: nothing here is locked.
