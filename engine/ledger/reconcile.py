@@ -130,10 +130,8 @@ def reconcile(
     # Before the store is read: whatever the ledger has by now, the store must have too.
     before = ledger.heads()
     folds: dict[int, Fold] = {}
-    shelves: dict[int, Shelves] = {}
-    stock_keys = snapshot.stock_keys(deployment.connection)
+    shelves = snapshot.read_all_shelves(deployment.connection)
     for number in range(len(deployment.connection.partitions)):
-        shelves[number] = snapshot.read_shelves(deployment.connection, number, stock_keys[number])
         pieces = list(snapshot.read_records(deployment.connection, number))
         last = max(shelves[number].place, pieces[-1].place)
         if number in before and before[number].place > last:

@@ -40,7 +40,25 @@ class Records(NamedTuple):
     records: dict[bytes, bytes]
 
 
-def stock_keys(connection: Connection) -> dict[int, list[bytes]]:
+def read_all_shelves(connection: Connection) -> dict[int, Shelves]:
+    """Read stock, tries, reviews and transit of every partition, by its number. Raises StoreUnavailable.
+
+    A store's first stock makes a key, maybe between the listing of keys and the reading: a partition whose keys have grown meanwhile
+    is read again, so that what is given holds every shelf that its event knows.
+    """
+    shelves: dict[int, Shelves] = {}
+    listed: dict[int, list[bytes]] = {}
+    while True:
+        found = _stock_keys(connection)
+        grown = [number for number, keys in found.items() if keys != listed.get(number)]
+        if not grown:
+            return shelves
+        for number in grown:
+            shelves[number] = _read_shelves(connection, number, found[number])
+        listed = found
+
+
+def _stock_keys(connection: Connection) -> dict[int, list[bytes]]:
     """The stock hashes that there are, of each partition, whoever made them. Raises StoreUnavailable."""
     prefixes = {b"{" + names.tag + b"}s": number for number, names in enumerate(connection.partitions)}
     found: dict[int, set[bytes]] = {number: set() for number in range(len(connection.partitions))}
@@ -55,7 +73,7 @@ def stock_keys(connection: Connection) -> dict[int, list[bytes]]:
             return {number: sorted(keys) for number, keys in found.items()}
 
 
-def read_shelves(connection: Connection, number: int, keys: Sequence[bytes]) -> Shelves:
+def _read_shelves(connection: Connection, number: int, keys: Sequence[bytes]) -> Shelves:
     """Read stock (the hashes `keys`), tries, reviews and transit of one partition. Raises StoreUnavailable."""
     names = connection.partitions[number]
     place, contents = _read(connection, names, [names.evidence, names.reviews, names.transit, *keys])

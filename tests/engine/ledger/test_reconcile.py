@@ -17,7 +17,8 @@ from engine.ledger.ledger import Ledger
 from engine.ledger.reconcile import Drift, Run
 from engine.ledger.tables import EVENTS, HEADS
 from engine.ledger.writer import Writer
-from engine.state import layouts
+from engine.state import layouts, snapshot
+from engine.state.connection import Connection
 from engine.state.events import EventType
 from engine.state.keys import partition_of_store
 from engine.state.streams import Entry, Place, Streams
@@ -81,6 +82,27 @@ def test_a_day_of_every_verb_is_equal(shop: Shop, busy: list[bytes], run: Callab
 
 def test_an_empty_deployment_is_equal(run: Callable[[], Run]) -> None:
     assert run().clean
+
+
+def test_a_store_that_gets_its_first_stock_meanwhile_is_read(
+    shop: Shop, writer: Writer, run: Callable[[], Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[dict[int, list[bytes]]] = []
+    stock_keys = snapshot._stock_keys
+
+    def list_and_receive(connection: Connection) -> dict[int, list[bytes]]:
+        listed.append(stock_keys(connection))
+        if len(listed) == 1:
+            shop.receive(7, sku_id=103, store_id=FAR_STORE)
+            while writer.step(block_ms=0):
+                pass
+        return listed[-1]
+
+    monkeypatch.setattr(snapshot, "_stock_keys", list_and_receive)
+    result = run()
+    assert listed[0] != listed[1]
+    assert result.drifts == []
+    assert result.books[MALL, FAR_STORE, 103][0].on_hand == 7
 
 
 def test_codes_that_were_forgotten_are_not_missing(
