@@ -235,7 +235,11 @@ def receive(pipe: Connection) -> Any:
 
 
 def create(url: str) -> None:
-    """Make a deployment in an empty store that keeps nothing on disk and compares no clocks, with families of bundles."""
+    """Make a deployment in an empty store that keeps nothing on disk and compares no clocks, with families of bundles.
+
+    The clock begins anew: a deployment made by the clock of an earlier course would not be swept before that time had come.
+    """
+    _clock.now_ms = START_MS
     Deployment.create(
         url,
         unlock=shops.unlock,
