@@ -76,7 +76,19 @@ $(BUILT): $(wildcard ext/*.pyx ext/*.pxd) setup.py | .venv/.installed
 
 # --- use and tests ----------------------------------------------------------------------------------------------
 
-.PHONY: demo test soak bench load
+.PHONY: postgres demo test soak bench load
+# The server's own cluster is not made: each run of the tests starts one of its own, as another user, and ends it.
+postgres: ## Install Debian's PostgreSQL for the ledger's tests, unless there is one (as root)
+	@if command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then exit 0; fi; \
+		if [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then \
+			echo 'make: no PostgreSQL; run as root on Debian or Ubuntu: make postgres; or put its initdb on PATH' >&2; exit 1; fi; \
+		echo 'make: installing PostgreSQL'; mkdir -p /etc/postgresql-common/createcluster.d; \
+		echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.d/pickgate.conf; \
+		export DEBIAN_FRONTEND=noninteractive; log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+		{ apt-get install -y --no-install-recommends postgresql >"$$log" 2>&1 \
+			|| { apt-get update && apt-get install -y --no-install-recommends postgresql; } >"$$log" 2>&1; } \
+		|| { tail -n 5 "$$log" >&2; echo 'make: PostgreSQL could not be installed' >&2; exit 1; }
+
 demo: setup ## Issue, show, scan and redeem codes on a real store and server; prints the table
 	@$(PY) examples/demo.py
 

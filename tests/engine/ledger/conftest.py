@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,33 +15,57 @@ from engine.state.streams import Streams
 from tests.engine.ledger import postgres
 from tests.engine.shop import Shop
 
-LEFT_OUT = "no PostgreSQL on this machine (initdb): the ledger's tests on it are left out; apt-get install postgresql"
+LEFT_OUT = "no PostgreSQL on this machine (initdb): the ledger's tests on it are left out; run: make postgres (as root, on Debian)"
 
 
 @pytest.fixture(scope="session")
-def postgres_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def postgres_socket() -> Iterator[Path]:
     if postgres.binaries() is None:
         pytest.skip(LEFT_OUT)
-    with postgres.running(tmp_path_factory.mktemp("postgres")) as folder:
+    with postgres.running() as folder:
         yield folder
 
 
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite ledger with its tables, all empty."""
+    path = tmp_path_factory.mktemp("migrated") / "ledger.sqlite3"
+    database.connect(database.sqlite_url(path), create=True).dispose()
+    return path
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Address of an empty database."""
-    if request.param == "sqlite":
-        return database.sqlite_url(tmp_path / "ledger.sqlite3")
-    return postgres.new_database(request.getfixturevalue("postgres_socket"))
+def dialect(request: pytest.FixtureRequest) -> str:
+    """Which database: each test runs on both."""
+    return str(request.param)
 
 
 @pytest.fixture
-def open_ledger(shop: Shop, ledger_url: str) -> Iterator[Callable[[], Ledger]]:
+def ledger_url(request: pytest.FixtureRequest, dialect: str, tmp_path: Path) -> str:
+    """Address of a database without tables."""
+    if dialect == "sqlite":
+        return database.sqlite_url(tmp_path / "ledger.sqlite3")
+    return postgres.empty_database(request.getfixturevalue("postgres_socket"))
+
+
+@pytest.fixture
+def migrated_url(request: pytest.FixtureRequest, dialect: str, tmp_path: Path) -> str:
+    """Address of a database with the ledger's tables, all empty."""
+    if dialect == "sqlite":
+        path = tmp_path / "ledger.sqlite3"
+        shutil.copy(request.getfixturevalue("migrated_file"), path)
+        return database.sqlite_url(path)
+    return postgres.migrated_database(request.getfixturevalue("postgres_socket"))
+
+
+@pytest.fixture
+def open_ledger(shop: Shop, migrated_url: str) -> Iterator[Callable[[], Ledger]]:
     """Open the ledger of the shop's deployment, as often as a test likes."""
     opened: list[Ledger] = []
 
     def open_one() -> Ledger:
         deployment_id = shop.deployment.constants.deployment_id
-        opened.append(Ledger.open(ledger_url, deployment_id=deployment_id, create=True))
+        opened.append(Ledger.open(migrated_url, deployment_id=deployment_id, create=True))
         return opened[-1]
 
     yield open_one
