@@ -105,6 +105,10 @@ bench: setup ## Benchmarks: ratios in one run; without ARGS, a million live code
 load: setup ## Load on this machine, beside nothing else: ours and a comparison, peak, latency, books; writes build/load/report.html
 	@$(PY) -m loadtests lot $(ARGS)
 
+.PHONY: tls-report
+tls-report: setup ## What sslscan says of the server's TLS, to docs/tls-report.txt (apt-get install sslscan)
+	@$(PY) -m tests.server.tls_report
+
 # --- checks ------------------------------------------------------------------------------------------------------
 
 .PHONY: check check-style check-types check-kernels check-contract check-stubs stubs sanitize coverage

@@ -89,6 +89,19 @@ GRACE_S_MAX: Final = 600.0
 HEALTH_LOOK_S: Final = 1.0
 """How often the health service looks whether the store is there."""
 
+CERTIFICATES_BYTES_MAX: Final = 1 << 20
+"""Of one file of certificates: some hundreds of CAs."""
+CSR_CHARS_MAX: Final = 4_096
+"""Of a terminal's request for a certificate; one for a key on P-256 has some 400."""
+TRUST_DOMAIN_CHARS_MAX: Final = 255
+CERTIFICATES_LOOK_S: Final = 1.0
+CERTIFICATES_SETTLE_S: Final = 0.5
+"""How long a set of files that does not fit may still be on its way; they are replaced one after the other."""
+CERTIFICATE_WARNING_S: Final = 14 * 24 * 3600.0
+"""How long before its end the log warns of the server's certificate."""
+TLS_CONNECTION_AGE_S_MAX: Final = 3600.0
+"""A connection under TLS is ended in order after this and made anew by its client, under the certificates then in force."""
+
 CLIENT_TIMEOUT_S_DEFAULT: Final = 10.0
 """For one try of a call."""
 CLIENT_TRIES_DEFAULT: Final = 5

@@ -36,6 +36,7 @@ _COMMANDS: Final = {
     "init": "server.commands.serving:init",
     "doctor": "server.commands.doctor:doctor",
     "keys": "server.commands.keys:keys",
+    "certs": "server.commands.certs:certs",
     "ledger": "server.commands.ledger:ledger",
     "malls": "server.commands.places:malls",
     "stores": "server.commands.places:stores",

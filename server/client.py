@@ -62,6 +62,7 @@ class Client:
 
     Args:
         address: host:port or unix:/path.
+        credentials: for TLS (server.tls.client_credentials); None: without, on this machine.
         timeout_s: for one try.
         tries: how often a call is sent at most, 1 or more.
         sleep, jitter: how to wait between tries, and a number 0 .. 1 that spreads the waits of many clients.
@@ -71,6 +72,7 @@ class Client:
         self,
         address: str,
         *,
+        credentials: grpc.ChannelCredentials | None = None,
         timeout_s: float = bounds.CLIENT_TIMEOUT_S_DEFAULT,
         tries: int = bounds.CLIENT_TRIES_DEFAULT,
         sleep: Callable[[float], None] = time.sleep,
@@ -80,18 +82,19 @@ class Client:
         self._tries = tries
         self._sleep = sleep
         self._jitter = jitter
-        self._channel = grpc.insecure_channel(
-            address,
-            options=(
-                # Answers of bulk calls and long lists are larger than gRPC's default of 4 MiB.
-                ("grpc.max_receive_message_length", -1),
-                # Only `call` tries again: it knows what is safe.
-                ("grpc.enable_retries", 0),
-                # A server that just came up again is tried within our own back-off, not within gRPC's of up to 2 min.
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", 1_000),
-            ),
+        options = (
+            # Answers of bulk calls and long lists are larger than gRPC's default of 4 MiB.
+            ("grpc.max_receive_message_length", -1),
+            # Only `call` tries again: it knows what is safe.
+            ("grpc.enable_retries", 0),
+            # A server that just came up again is tried within our own back-off, not within gRPC's of up to 2 min.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1_000),
         )
+        if credentials is None:
+            self._channel = grpc.insecure_channel(address, options=options)
+        else:
+            self._channel = grpc.secure_channel(address, credentials, options=options)
         self.redemption = redemption_grpc.RedemptionServiceStub(self._channel)
         self.codes = code_grpc.CodeServiceStub(self._channel)
         self.stock = stock_grpc.StockServiceStub(self._channel)

@@ -11,7 +11,7 @@ import difflib
 import ipaddress
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -43,7 +43,11 @@ _OTHER_VARIABLES: Final = frozenset(
 # Kubernetes sets these in every container beside a Service that is called "pickgate".
 _FOREIGN_VARIABLES: Final = re.compile(r"PICKGATE_(SERVICE_(HOST|PORT).*|PORT|PORT_\d+_.*)")
 _PATHS: Final = frozenset(
-    {"data_dir", "store_binary", "passphrase_file", "ledger_key_file", "ledger_heads_dir"}
+    {
+        *("data_dir", "store_binary", "passphrase_file", "ledger_key_file", "ledger_heads_dir"),
+        *("tls_cert_file", "tls_key_file", "tls_ca_file"),
+        *("target_ca_file", "target_cert_file", "target_key_file"),
+    }
 )
 _SOCKET_PATH_BYTES_MAX: Final = 107
 """unix(7): sun_path has 108 bytes, one of them the closing zero."""
@@ -56,12 +60,29 @@ class Listen:
     address: str
     port: int | None
 
+    @property
+    def local(self) -> bool:
+        """True when only this machine reaches it: a loopback address or a unix socket."""
+        host = self.address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+        if self.port is None or host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+    def plain_trouble(self) -> str:
+        """Why it may not be listened on without TLS; '' if it may. What goes over it can be read, and changed, on the way."""
+        if self.local:
+            return ""
+        return (
+            f"{self.address} can be reached from other machines, and there is no TLS: name a certificate by tls_cert_file and"
+            " tls_key_file (`pickgate certs dev` makes some for trials), or listen on 127.0.0.1, [::1] or a unix socket"
+        )
+
 
 def parse_listen(text: str) -> Listen:
-    """Read "host:port" or "unix:/path". Raises ValueError, also for an address that others could reach.
-
-    Callers are not authenticated on these listeners, and nothing is encrypted: only this machine may reach them.
-    """
+    """Read "host:port" or "unix:/path". Raises ValueError."""
     if "\0" in text:
         raise ValueError("an address holds no NUL")
     if text.startswith("unix:"):
@@ -85,21 +106,7 @@ def parse_listen(text: str) -> Listen:
             ipaddress.IPv6Address(host[1:-1])
         except ValueError:
             raise ValueError("write an IPv6 address in brackets, [::1]:port") from None
-    if not _is_loopback(host):
-        raise ValueError(
-            f"{host} can be reached from other machines, and this listener has no TLS: listen on 127.0.0.1, [::1] or "
-            "a unix socket, and put a proxy that ends TLS and knows its callers before it"
-        )
     return Listen(f"{host}:{int(port)}", int(port))
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _listens(value: object) -> object:
@@ -180,7 +187,22 @@ class Settings(BaseModel):
     listen: Annotated[tuple[Listen, ...], BeforeValidator(_listens)] = Field(
         default=(Listen(f"127.0.0.1:{PORT_DEFAULT}", PORT_DEFAULT),),
         min_length=1,
-        description="a list of loopback addresses host:port or unix:/path",
+        description="a list of addresses host:port or unix:/path; without TLS, loopback ones",
+    )
+    listen_mtls: Annotated[tuple[Listen, ...], BeforeValidator(_listens)] = Field(
+        default=(), description="a list of addresses host:port on which a terminal's certificate is asked for"
+    )
+    tls_cert_file: _Path | None = Field(
+        default=None, description="path of the server's certificate with its chain, in PEM"
+    )
+    tls_key_file: _Path | None = Field(default=None, description="path of its private key, in PEM")
+    tls_ca_file: _Path | None = Field(
+        default=None, description="path of the CAs whose certificates terminals show, in PEM"
+    )
+    trust_domain: str = Field(
+        default="pickgate",
+        description="a name of a-z, 0-9, '.', '_', '-': the first part of terminals' SPIFFE IDs",
+        pattern=rf"^[a-z0-9._-]{{1,{bounds.TRUST_DOMAIN_CHARS_MAX}}}$",
     )
     threads: _Whole = Field(
         default=bounds.THREADS_DEFAULT,
@@ -208,6 +230,13 @@ class Settings(BaseModel):
 
     # --- the clients among the commands
     target: str = Field(default="", description="address of a server, host:port or unix:/path")
+    target_ca_file: _Path | None = Field(
+        default=None, description="path of the CAs of the server that is asked, in PEM"
+    )
+    target_cert_file: _Path | None = Field(
+        default=None, description="path of the certificate that a client shows, in PEM"
+    )
+    target_key_file: _Path | None = Field(default=None, description="path of its private key, in PEM")
     timeout_s: _Seconds = Field(
         default=bounds.CLIENT_TIMEOUT_S_DEFAULT,
         gt=0,
@@ -292,9 +321,39 @@ def load(
         values |= layer
         origins |= dict.fromkeys(layer, origin)
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
     except ValidationError as error:
         raise _config_error(error, values, origins) from None
+    for key, why in _contradictions(settings):
+        raise ConfigError(
+            f"{key} = {_shown(key, values.get(key))} (from {origins.get(key, 'the default')}): {why}",
+            field=key,
+        )
+    return settings
+
+
+def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
+    """What is wrong with settings that are right by themselves: the key at fault, and why."""
+    for one, other in (
+        ("tls_cert_file", "tls_key_file"),
+        ("tls_key_file", "tls_cert_file"),
+        ("target_cert_file", "target_key_file"),
+        ("target_key_file", "target_cert_file"),
+        ("listen_mtls", "tls_cert_file"),
+        ("listen_mtls", "tls_ca_file"),
+        ("tls_ca_file", "tls_cert_file"),
+    ):
+        if getattr(settings, one) and not getattr(settings, other):
+            yield one, f"it needs {other} too"
+    if settings.tls_cert_file is None:
+        for listen in settings.listen:
+            if trouble := listen.plain_trouble():
+                yield "listen", trouble
+    if any(listen.port is None for listen in settings.listen_mtls):
+        yield (
+            "listen_mtls",
+            "a unix socket has no TLS, so nobody shows a certificate there; list it in listen",
+        )
 
 
 def _data_dir_default(environ: Mapping[str, str], folder: Path) -> Path:

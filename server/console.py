@@ -65,7 +65,12 @@ class Console:
                 click.echo(f"not decided now, trying again in {wait_s:.1f} s", err=True)
             time.sleep(wait_s)
 
-        return Client(settings.server_address, timeout_s=settings.timeout_s, sleep=wait)
+        return Client(
+            settings.server_address,
+            credentials=credentials(settings),
+            timeout_s=settings.timeout_s,
+            sleep=wait,
+        )
 
     def emit(self, value: Mapping[str, Any] | Sequence[Any], show: Callable[[RichConsole], None]) -> None:
         """Print a result: `value` as JSON for machines, or what `show` prints for people."""
@@ -88,6 +93,16 @@ class Console:
         else:
             complain(reason, message + (f" (log id {error_id})" if error_id else ""))
         sys.exit(exit_code)
+
+
+def credentials(settings: config.Settings) -> grpc.ChannelCredentials | None:
+    """Credentials for the server that the settings name; None without TLS. Raises SetupError."""
+    if settings.target_ca_file is None and settings.target_cert_file is None:
+        return None
+    # Here: a command without TLS does not wait for what reads certificates.
+    from server.tls import client_credentials
+
+    return client_credentials(settings.target_ca_file, settings.target_cert_file, settings.target_key_file)
 
 
 def complain(reason: str, message: str) -> None:

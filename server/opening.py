@@ -16,6 +16,7 @@ from engine.errors import ConfigError, DeploymentMismatch, SetupError, StoreInUs
 from engine.state.server import EmbeddedServer, running_url
 from engine.wrapping import PassphraseUnlock
 from server.config import PASSPHRASE_VARIABLE, Settings
+from server.tls import Certificates, Files
 
 PASSPHRASE_RANDOM_BYTES: Final = 32
 
@@ -205,3 +206,10 @@ def open_deployment(
         deployment.close()
         raise
     return deployment
+
+
+def certificates(settings: Settings) -> Certificates | None:
+    """The certificates of the settings, read and found whole; None without TLS. Raises SetupError."""
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    return Certificates(Files(settings.tls_cert_file, settings.tls_key_file, settings.tls_ca_file))

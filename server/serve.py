@@ -1,6 +1,6 @@
 """The server: one gRPC port over one open deployment, with health and reflection, and a stop that loses nothing.
 
-It listens on loopback and unix sockets only (`server.config.parse_listen` says why).
+Without certificates it listens on loopback and unix sockets only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engine.deployment import Deployment
 from engine.errors import PickgateError, SetupError
 from engine.expiry import Sweeper
 from engine.stock_watch import WATCHERS_MAX, StockWatches
-from server import bounds, lane_check, lane_methods, services
+from server import bounds, lane_check, lane_methods, services, tls
 from server.arrivals import Arrivals
 from server.config import Listen
 from server.turns import Turns
@@ -49,6 +49,10 @@ _OPTIONS: Final = (
     ("grpc.server_handshake_timeout_ms", int(bounds.HANDSHAKE_S_MAX * 1000)),
     ("grpc.max_connection_idle_ms", int(bounds.CONNECTION_IDLE_S_MAX * 1000)),
 )
+_TLS_OPTIONS: Final = (
+    # A certificate is looked at when a connection begins: none lasts so long that one which was replaced counts for ever.
+    ("grpc.max_connection_age_ms", int(bounds.TLS_CONNECTION_AGE_S_MAX * 1000)),
+)
 
 
 class Server:
@@ -66,6 +70,8 @@ class Server:
             handlers all of them.
         shares_ports: other processes listen on the same ports, and whoever reserved them has made sure that all are ours.
         sweeps: whether this process sweeps what expires; of several, one.
+        certificates: for TLS on all ports, `listen`'s and `listen_mtls`'; started and stopped with the server.
+        listen_mtls: where to listen besides, for callers who show a certificate.
     """
 
     def __init__(
@@ -81,8 +87,12 @@ class Server:
         lane: bool = True,
         shares_ports: bool = False,
         sweeps: bool = True,
+        certificates: tls.Certificates | None = None,
+        listen_mtls: Sequence[Listen] = (),
     ) -> None:
         self._listen = tuple(listen)
+        self._listen_mtls = tuple(listen_mtls)
+        self._certificates = certificates
         self._look = look
         # A thread for each accepted call, most of them waiting; `threads` of them work.
         self._pool = ThreadPoolExecutor(calls_max, thread_name_prefix="pickgate-call")
@@ -104,7 +114,11 @@ class Server:
             self._pool,
             handlers=services.handlers(deployment, self._watches, self._watch_pool, Turns(threads)),
             interceptors=[self._arrivals],
-            options=(*_OPTIONS, ("grpc.so_reuseport", int(shares_ports))),
+            options=(
+                *_OPTIONS,
+                *(() if certificates is None else _TLS_OPTIONS),
+                ("grpc.so_reuseport", int(shares_ports)),
+            ),
             maximum_concurrent_rpcs=calls_max,
         )
         found = lane_check.find() if lane else None
@@ -128,10 +142,25 @@ class Server:
 
     def start(self) -> Self:
         """Listen and answer. Raises SetupError when an address can't be had."""
-        self.addresses = tuple(self._bind(listen) for listen in self._listen)
+        self.addresses = (
+            *(self._bind(listen) for listen in self._listen),
+            *(self._bind(listen, ask_clients=True) for listen in self._listen_mtls),
+        )
         self._tell_health(self._trouble())
         self._arrivals.start()
         self._server.start()
+        if self._certificates is None:
+            _log.info("no TLS: only this machine reaches the listeners")
+        else:
+            try:
+                for address in self.addresses:
+                    if not address.startswith("unix:"):
+                        tls.check_version(address)
+            except SetupError:
+                self._server.stop(None)
+                raise
+            self._certificates.start()
+            _log.info("TLS 1.3, and no other version, on the ports")
         if self._lane is not None:
             self._lane.start()
         if self._lane is None:
@@ -159,6 +188,8 @@ class Server:
         stopped.wait()
         self._watch_pool.shutdown(wait=True, cancel_futures=True)
         self._sweeper.stop()
+        if self._certificates is not None:
+            self._certificates.stop()
         if self._watcher.is_alive():
             self._watcher.join()
         # A call that was cut off may still wait for the store, whose timeout bounds it; then the deployment can close.
@@ -179,12 +210,19 @@ class Server:
     ) -> None:
         self.stop()
 
-    def _bind(self, listen: Listen) -> str:
+    def _bind(self, listen: Listen, *, ask_clients: bool = False) -> str:
         port = 0
+        certificates = self._certificates if listen.port is not None else None
+        if certificates is None and (trouble := listen.plain_trouble()):
+            raise SetupError(trouble, field="listen")
         # gRPC takes a socket's path over from whoever listens there; only one that nobody answers on is left behind.
         if listen.port is not None or not _answers(listen.address.removeprefix("unix:")):
             with contextlib.suppress(RuntimeError):
-                port = self._server.add_insecure_port(listen.address)
+                if certificates is None:
+                    port = self._server.add_insecure_port(listen.address)
+                else:
+                    credentials = certificates.credentials(ask_clients=ask_clients)
+                    port = self._server.add_secure_port(listen.address, credentials)
         if not port:
             raise SetupError(
                 f"can't listen on {listen.address}: another process listens there, or the address is not this "

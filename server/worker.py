@@ -47,6 +47,8 @@ def main() -> int:
                     lane=settings.lane == "auto",
                     shares_ports=True,
                     sweeps=orders["number"] == 0,
+                    certificates=opening.certificates(settings),
+                    listen_mtls=settings.listen_mtls,
                 )
                 try:
                     server.start()

@@ -110,17 +110,21 @@ def orders_of(
     environ: Mapping[str, str],
     *,
     passphrase: str,
+    listen_mtls: Sequence[Listen] = (),
     stats_file: str = "",
 ) -> Callable[[int], bytes]:
     """What workers are told, by their numbers: the settings, with the store and the ports that there really are.
 
     passphrase: typed by a person, "" if it comes from a file or the environment: workers read those by themselves.
     """
-    given = settings.model_dump(mode="json", include=settings.model_fields_set - {"listen", "workers"})
+    given = settings.model_dump(
+        mode="json", include=settings.model_fields_set - {"listen", "listen_mtls", "workers"}
+    )
     given |= {
         "data_dir": str(settings.data_dir),
         "store_url": store_url,
         "listen": [one.address for one in listen],
+        "listen_mtls": [one.address for one in listen_mtls],
     }
     own = settings.embedded and settings.own_passphrase_file.exists()
     if own and settings.passphrase_file is None and PASSPHRASE_VARIABLE not in environ:

@@ -11,6 +11,8 @@ import pytest
 import redis
 from hypothesis import settings
 
+# First of all that might load gRPC: it says which versions of TLS there are (server/__init__.py).
+import server as _server  # noqa: F401
 from engine.state.server import EmbeddedServer
 
 # The short run is the same for everybody, every time; the long one looks for what nobody has thought of. Neither has a

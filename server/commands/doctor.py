@@ -26,7 +26,7 @@ from engine.errors import PickgateError
 from engine.state.server import find_binary
 from server.client import CallFailed, Client
 from server.config import PASSPHRASE_BESIDE_DATA, Settings
-from server.console import EXIT_OK, EXIT_USAGE, Console, ask_passphrase, command, people
+from server.console import EXIT_OK, EXIT_USAGE, Console, ask_passphrase, command, credentials, people
 from server.findings import Finding, Level
 
 FREE_BYTES_WARN: Final = 2 * 1024**3
@@ -190,7 +190,9 @@ def _passphrase_mode(settings: Settings) -> Iterator[Finding]:
 
 def _server(settings: Settings) -> Finding:
     address = settings.server_address
-    with Client(address, timeout_s=min(settings.timeout_s, 2.0), tries=1) as client:
+    with Client(
+        address, credentials=credentials(settings), timeout_s=min(settings.timeout_s, 2.0), tries=1
+    ) as client:
         try:
             healthy = client.healthy()
         except CallFailed as error:

@@ -53,6 +53,19 @@ _passphrase_file = click.option(
 @_data_dir
 @_store_url
 @click.option("--listen", multiple=True, metavar="ADDRESS", help="host:port or unix:/path; repeatable.")
+@click.option(
+    "--listen-mtls",
+    multiple=True,
+    metavar="ADDRESS",
+    help="host:port on which a terminal's certificate is asked for; repeatable.",
+)
+@click.option(
+    "--tls-cert-file", type=click.Path(path_type=Path), help="The server's certificate and chain (PEM)."
+)
+@click.option("--tls-key-file", type=click.Path(path_type=Path), help="Its private key (PEM).")
+@click.option(
+    "--tls-ca-file", type=click.Path(path_type=Path), help="CAs whose certificates terminals show (PEM)."
+)
 @_durability
 @_replicas
 @_partitions
@@ -73,6 +86,10 @@ def serve(
     data_dir: Path | None,
     store_url: str | None,
     listen: tuple[str, ...],
+    listen_mtls: tuple[str, ...],
+    tls_cert_file: Path | None,
+    tls_key_file: Path | None,
+    tls_ca_file: Path | None,
     durability: str | None,
     replicas: int | None,
     partitions: int | None,
@@ -92,6 +109,10 @@ def serve(
         data_dir=data_dir,
         store_url=store_url,
         listen=list(listen) or None,
+        listen_mtls=list(listen_mtls) or None,
+        tls_cert_file=tls_cert_file,
+        tls_key_file=tls_key_file,
+        tls_ca_file=tls_ca_file,
         durability=durability,
         replicas=replicas,
         partitions=partitions,
@@ -104,6 +125,8 @@ def serve(
     )
     log_to_stderr(settings.log_level)
     _raise_open_files()
+    # Before anything is started: what is wrong with the files is told at once.
+    opening.certificates(settings)
     # Around all: a signal while the store starts must still end it in order.
     with StopSignal() as stop, opening.store(settings) as url:
         if settings.embedded and not Deployment.exists(url):
@@ -140,6 +163,8 @@ def _run(
         threads=settings.threads,
         look=deployment.look,
         lane=settings.lane == "auto",
+        certificates=opening.certificates(settings),
+        listen_mtls=settings.listen_mtls,
     ).start()
     try:
         freeze_heap()
@@ -164,12 +189,18 @@ def _supervise(
 
     # Opened here first: what is wrong with the store or the settings is told once, as with one process.
     opening.open_deployment(url, settings, os.environ, ask=ask).close()
-    with reserved(settings.listen) as listen:
+    with reserved(settings.listen) as listen, reserved(settings.listen_mtls) as listen_mtls:
         orders = orders_of(
-            settings, url, listen, os.environ, passphrase=typed, stats_file=str(stats_file or "")
+            settings,
+            url,
+            listen,
+            os.environ,
+            passphrase=typed,
+            listen_mtls=listen_mtls,
+            stats_file=str(stats_file or ""),
         )
         with Supervisor(settings.workers, orders, grace_s=settings.grace_s, stop=stop) as supervisor:
-            _announce(console, settings, [one.address for one in listen])
+            _announce(console, settings, [one.address for one in (*listen, *listen_mtls)])
             supervisor.run()
             _log.info("stopping: calls in flight have %g s", settings.grace_s)
     _log.info("stopped")
@@ -193,7 +224,8 @@ def _announce(console: Console, settings: Settings, addresses: Sequence[str]) ->
         # One line: who waits for it reads a line, not a document.
         said = json_text({"serving": addresses, "store": where})
     else:
-        said = visible(f"serving on {', '.join(addresses)} (store: {where}); Ctrl-C stops")
+        how = "TLS 1.3" if settings.tls_cert_file else "no TLS: this machine only"
+        said = visible(f"serving on {', '.join(addresses)} ({how}; store: {where}); Ctrl-C stops")
     try:
         click.echo(said)
     except OutputFailed as error:

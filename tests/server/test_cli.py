@@ -91,6 +91,8 @@ class Served:
     process: subprocess.Popen[str]
     address: str
     settings: dict[str, str] = field(default_factory=dict)
+    addresses: list[str] = field(default_factory=list)
+    """All that it listens on; `address` is the first."""
 
     def environment(self) -> dict[str, str]:
         return {
@@ -140,7 +142,7 @@ def serve(stack: ExitStack, data_dir: Path, cwd: Path, *arguments: str, **more: 
     stack.callback(end)
     assert process.stdout
     told = json.loads(read_line(process.stdout, process))
-    return Served(data_dir, cwd, process, told["serving"][0])
+    return Served(data_dir, cwd, process, told["serving"][0], addresses=told["serving"])
 
 
 def furnish(served: Served) -> None:
