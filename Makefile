@@ -24,7 +24,7 @@ help: ## This list
 	@echo
 	@echo '  PYTHON=python3.12     the interpreter for .venv (default: python3; 3.11 or newer)'
 	@echo '  PICKGATE_BUILD=debug  kind of kernels: release, debug, sanitize, coverage'
-	@echo '  ARGS="-k seal -x"     passed on to pytest by test, soak, sanitize, coverage and bench; to loadtests by load'
+	@echo '  ARGS="-k seal -x"     passed on to pytest by test, soak, sanitize, coverage and bench; to loadtests by load; to tests.fuzz by fuzz'
 
 # --- set-up ----------------------------------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ tls-report: setup ## What sslscan says of the server's TLS, to docs/tls-report.t
 
 # --- checks ------------------------------------------------------------------------------------------------------
 
-.PHONY: check check-style check-types check-kernels check-contract check-stubs stubs sanitize coverage
+.PHONY: check check-style check-types check-kernels check-contract check-stubs stubs sanitize fuzz coverage
 check: setup ## Lint, format, types, kernel stubs, contract lint, drift of generated files
 	@$(MAKE) --keep-going check-style check-types check-kernels check-contract check-stubs
 	@echo 'check: all good'
@@ -148,12 +148,15 @@ check-stubs: setup
 		|| { echo 'check: the committed stubs differ from what the .proto files give; run make stubs' >&2; exit 1; }
 
 # The kernels of these two kinds are of no use afterwards (the first can't even be loaded alone): build release again.
-sanitize: setup ## Kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: setup ## Kernel tests and fuzzing corpus under AddressSanitizer and UndefinedBehaviorSanitizer
 	@status=0; $(REBUILD) PICKGATE_BUILD=sanitize build && \
 		PICKGATE_BUILD=sanitize LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONMALLOC=malloc \
-		$(PY) -m pytest tests/ext -p no:cacheprovider --capture=sys $(ARGS) || status=$$?; \
+		$(PY) -m pytest tests/ext tests/fuzz/test_corpus.py::test_kernels -p no:cacheprovider --capture=sys $(ARGS) || status=$$?; \
 		$(REBUILD) PICKGATE_BUILD=release build; exit $$status
+
+fuzz: setup ## Fuzz everything that takes a stranger's bytes, led by coverage: 300 s, or ARGS="--seconds 3600 payload"
+	@$(PY) -m tests.fuzz $(ARGS)
 
 coverage: setup ## Tests with line coverage, kernels included; the report is htmlcov/index.html
 	@status=0; $(REBUILD) PICKGATE_BUILD=coverage build && \
@@ -166,10 +169,13 @@ coverage: setup ## Tests with line coverage, kernels included; the report is htm
 format: setup ## Format the Python sources and mend what ruff can mend
 	@$(PY) -m ruff check --fix-only --quiet; $(PY) -m ruff format
 
-lock: setup ## Resolve requirements.lock anew from pyproject.toml
-	@.venv/bin/uv pip compile pyproject.toml --group build --group test --group dev --group load --quiet \
+lock: setup ## Resolve both lock files anew from pyproject.toml
+	@.venv/bin/uv pip compile pyproject.toml --group build --group test --group dev --group load --group fuzz --group supply --quiet \
 		--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--default-index https://pypi.org/simple --custom-compile-command 'make lock' --upgrade -o requirements.lock
+	@.venv/bin/uv pip compile --group pyproject.toml:supply --quiet \
+		--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--default-index https://pypi.org/simple --custom-compile-command 'make lock' --upgrade -o requirements-supply.lock
 
 clean: ## Remove what was built (keeps .venv; remove that by hand)
 	@rm -rf build ext/*.so ext/*.c ext/*.html htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache \

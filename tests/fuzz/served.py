@@ -1,0 +1,176 @@
+"""Targets that are a served deployment: every request through the server's own way, on a real store whose clock stands still."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+
+from engine.claims import Suite, Version
+from engine.errors import PickgateError
+from engine.state.server import EmbeddedServer
+from pickgate.v1 import redemption_service_pb2 as redemption_pb
+from pickgate.v1 import types_pb2 as types_pb
+from server import hot, lane_methods, services, statuses
+from server.batches import Method, Outcome, Sorted
+from tests.engine import proofs
+from tests.engine import shop as shops
+from tests.engine.shop import MALL, STORE, Shop
+from tests.fuzz import messages
+
+NAMES: Final = sorted(services.METHODS)
+"""The first byte of an input says which method, modulo their number."""
+
+
+def open_shop(stack: ExitStack) -> Shop:
+    """A furnished deployment on a real store of its own."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pg-")))
+    store = stack.enter_context(EmbeddedServer(folder / "data", durability="memory"))
+    clock = shops.Clock()
+    shops.create(store.url, clock)
+    deployment = stack.enter_context(shops.open_deployment(store.url, clock))
+    shops.furnish(deployment)
+    shop = Shop(deployment, store.url, clock)
+    proofs.put_provider(shop)
+    shop.stock_all(1_000_000)
+    return shop
+
+
+def _codes(shop: Shop) -> list[tuple[str, str]]:
+    """Genuine codes of every kind, as (uid in hex, text): what a fuzzer can't make and shall have at hand."""
+    made = []
+    for version in Version:
+        for suite in Suite:
+            issued = shop.issue(version=version, suite=suite)
+            made.append((issued.uid.hex(), shop.show(issued.uid)))
+    return made
+
+
+def _told(answer: Callable[[], bytes]) -> bytes | tuple[grpc.StatusCode, str, str]:
+    """An answer, or an error as its caller reads it; anything that is no error of ours is a finding."""
+    try:
+        return answer()
+    except PickgateError as error:
+        told = statuses.tell(error)
+        assert told.code is not grpc.StatusCode.INTERNAL, told
+        assert len(told.message) < 1_000, told
+        return told.code, told.reason, told.message
+
+
+def requests(stack: ExitStack) -> Callable[[bytes], None]:
+    """Every method of every service: an answer that its message can carry, or an error of the closed list."""
+    shop = open_shop(stack)
+    messages.KNOWN_TEXTS[:] = [text for pair in _codes(shop) for text in pair]
+
+    def check(data: bytes) -> None:
+        if not data:
+            return
+        name = NAMES[data[0] % len(NAMES)]
+        answered = _told(lambda: services.answer(shop.deployment, services.METHODS[name], data[1:]))
+        if isinstance(answered, bytes):
+            answer_of(name).FromString(answered)
+
+    return check
+
+
+def answer_of(name: str) -> Any:
+    """The class of a method's answers."""
+    service, _, method = name.partition(".")
+    [descriptor] = [one.methods_by_name[method] for one in services.SERVICES if one.name == service]
+    return messages.class_of(descriptor.output_type)
+
+
+def request_seeds() -> Iterable[bytes]:
+    """One message of each method, with every field set to something plausible."""
+    draw = random.Random(1)
+    for number, name in enumerate(NAMES):
+        message = services.METHODS[name].request()
+        messages.fill(message, draw)
+        yield bytes([number]) + message.SerializeToString()
+
+
+def request_class(number: int) -> Any:
+    """The class of requests that the first byte of an input of `requests` chooses."""
+    return services.METHODS[NAMES[number % len(NAMES)]].request
+
+
+# --- the hot lane -----------------------------------------------------------------------------------------------------
+_LANE: Final = ("Inspect", "Redeem")
+
+
+def _by_lane(verb: Method, data: bytes) -> Outcome:
+    """One call by the lane's steps."""
+    [sorted_] = verb.sort([data])
+    if not isinstance(sorted_, Sorted):
+        return sorted_
+    work = verb.begin(sorted_.owner, [sorted_.prepared])
+    work.wait()
+    [outcome] = work.outcomes()
+    return outcome
+
+
+def lane(stack: ExitStack) -> Callable[[bytes], None]:
+    """Redeem and inspect by the hot lane and by the ordinary handlers: the same bytes, or the same error, for any request."""
+    shop = open_shop(stack)
+    messages.KNOWN_TEXTS[:] = [text for pair in _codes(shop) for text in pair]
+    verbs: dict[str, Method] = {
+        "Inspect": hot.Inspect(shop.deployment),
+        "Redeem": hot.Redeem(shop.deployment),
+    }
+    assert set(verbs) <= {path.rpartition("/")[2] for path in lane_methods.methods(shop.deployment)}
+
+    def raised(outcome: Outcome) -> bytes:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def check(data: bytes) -> None:
+        if not data:
+            return
+        name = _LANE[data[0] % 2]
+        method = services.METHODS[f"RedemptionService.{name}"]
+        first = _told(lambda: raised(_by_lane(verbs[name], data[1:])))
+        second = _told(lambda: services.answer(shop.deployment, method, data[1:]))
+        assert _comparable(name, first) == _comparable(name, second)
+
+    return check
+
+
+def _comparable(name: str, answered: object) -> object:
+    """An answer without the note that it is a repetition: the second way asks again under the same request id."""
+    if name == "Inspect" or not isinstance(answered, bytes):
+        return answered
+    message = redemption_pb.RedeemResponse.FromString(answered)
+    message.replayed = False
+    return message
+
+
+def lane_seeds() -> Iterable[bytes]:
+    """Requests as terminals send them, whole and with what the scan leaves to the ordinary way."""
+    terminal = types_pb.Terminal(mall_id=MALL, store_id=STORE, terminal_id=7)
+    at = types_pb.Position(
+        latitude_deg=shops.LATITUDE_DEG,
+        longitude_deg=shops.LONGITUDE_DEG,
+        accuracy_m=5,
+        datum=types_pb.DATUM_WGS84,
+    )
+    for code in ("PG" + "0" * 50, "PG" + "0" * 76, "PG" + "0" * 184, "1234567890123456", "x"):
+        plain = redemption_pb.RedeemRequest(terminal=terminal, request_id="request-seed", code=code)
+        yield b"\1" + plain.SerializeToString()
+        plain.position.CopyFrom(at)
+        plain.pin, plain.actor = "123456", "clerk:7"
+        yield b"\1" + plain.SerializeToString()
+        plain.lines.add(sku_id=100, count=1)
+        yield b"\1" + plain.SerializeToString()
+        look = redemption_pb.InspectRequest(terminal=terminal, code=code, position=at)
+        yield b"\0" + look.SerializeToString()
+
+
+def lane_class(number: int) -> Any:
+    """The class of requests that the first byte of an input of `lane` chooses."""
+    return services.METHODS[f"RedemptionService.{_LANE[number % 2]}"].request
