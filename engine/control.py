@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, get_args
 
 from engine import keyring as keyrings
@@ -434,6 +434,20 @@ class Control:
         )
         self.refresh()
         return changed
+
+    def rewrap(self, unlock: Unlock, *, request_id: str, actor: str) -> Keyring:
+        """Wrap the keyring anew with another provider's key: what this process still has opens it no longer.
+
+        Raises KeyringLocked, SetupError, Conflict, StoreUnavailable.
+        """
+        copy = self.refresh()
+        copy.usable_keys()
+        self._unlock = unlock
+        return self.change_keyring(
+            lambda keyring, now_s, random: replace(keyring, revision=keyring.revision + 1),
+            request_id=request_id,
+            actor=actor,
+        )
 
 
 def _key(item: _Entries) -> int | str | tuple[int, int]:

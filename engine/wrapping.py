@@ -61,7 +61,7 @@ _SET_PASSPHRASE: Final = (
 
 
 class Unlock(Protocol):
-    """A provider of wrapping keys: a passphrase today, a KMS or HSM by the same three members.
+    """A provider of wrapping keys: a passphrase (below), or a KMS, an HSM or an SDF device (engine.key_service).
 
     A KMS provider makes a data key in `new_parameters`, lets the KMS wrap it, and returns the wrapped form as the
     parameters; `derive` has the KMS unwrap them.
@@ -79,6 +79,35 @@ class Unlock(Protocol):
 
         Raises SetupError when the parameters are malformed or too weak, KeyringLocked when the key can't be had now.
         """
+
+
+class MovingUnlock:
+    """Two providers of different schemes while a keyring moves from one to the other: the new one wraps, both unwrap."""
+
+    def __init__(self, new: Unlock, old: Unlock) -> None:
+        if new.scheme == old.scheme:
+            raise SetupError("a keyring moves between providers of different schemes")
+        self._new, self._old = new, old
+
+    @property
+    def scheme(self) -> int:
+        """That of the new one."""
+        return self._new.scheme
+
+    def new_parameters(self, random: Random) -> bytes:
+        """Those of the new one."""
+        return self._new.new_parameters(random)
+
+    def derive(self, parameters: bytes) -> bytes:
+        """The new one's key."""
+        return self._new.derive(parameters)
+
+    def of(self, scheme: int) -> Unlock:
+        """The provider for a blob of this scheme; the new one if it is neither's."""
+        return self._old if scheme == self._old.scheme else self._new
+
+    def __repr__(self) -> str:
+        return f"MovingUnlock({self._new!r}, {self._old!r})"
 
 
 class PassphraseUnlock:
@@ -216,10 +245,12 @@ def unwrap(blob: bytes, unlock: Unlock | None, deployment_id: str) -> bytes:
     if unlock is None:
         raise KeyringLocked(f"no passphrase was given; {_SET_PASSPHRASE}", field="passphrase")
     header, parameters, nonce, sealed, scheme = _split(blob)
+    if isinstance(unlock, MovingUnlock):
+        unlock = unlock.of(scheme)
     if scheme != unlock.scheme:
         raise SetupError(
             f"the stored keyring was wrapped by scheme {scheme}, the configured provider is scheme {unlock.scheme}; "
-            "configure the provider it was made with (1 = passphrase)"
+            "configure the provider it was made with (1 = passphrase, 2 = key service)"
         )
     cipher = _cipher(unlock, parameters)
     try:

@@ -13,8 +13,10 @@ from typing import Final
 
 from engine.deployment import Deployment, Durability
 from engine.errors import ConfigError, DeploymentMismatch, SetupError, StoreInUse
+from engine.key_service import ServiceUnlock
 from engine.state.server import EmbeddedServer, running_url
-from engine.wrapping import PassphraseUnlock
+from engine.wrapping import MovingUnlock, PassphraseUnlock, Unlock
+from server import key_services
 from server.config import PASSPHRASE_VARIABLE, Settings
 from server.tls import Certificates, Files
 
@@ -26,13 +28,23 @@ Ask = Callable[[], str]
 """Asks a person for the passphrase; '' when there is nobody to ask."""
 
 
-def find_unlock(
-    settings: Settings, environ: Mapping[str, str], *, ask: Ask | None = None
-) -> PassphraseUnlock | None:
-    """Find the keyring's passphrase: the file of the settings, the environment, the data folder's own, a person.
+def find_unlock(settings: Settings, environ: Mapping[str, str], *, ask: Ask | None = None) -> Unlock | None:
+    """Find what opens the keyring: the key service of the settings, or a passphrase.
 
-    Returns None when there is none: the keyring stays locked. Raises KeyringLocked for one that can't be used.
+    With both, the keyring is on its way from the passphrase to the service: both open it, the service's wraps it. Returns None
+    when there is none: the keyring stays locked. Raises KeyringLocked and SetupError for one that can't be used.
     """
+    if settings.key_service:
+        service = ServiceUnlock(key_services.find(settings.key_service))
+        passphrase = _find_passphrase(settings, environ, ask=None)
+        return service if passphrase is None else MovingUnlock(service, passphrase)
+    return _find_passphrase(settings, environ, ask=ask)
+
+
+def _find_passphrase(
+    settings: Settings, environ: Mapping[str, str], *, ask: Ask | None
+) -> PassphraseUnlock | None:
+    """The file of the settings, the environment, the data folder's own, a person."""
     if settings.passphrase_file is not None:
         return _from_file(settings.passphrase_file)
     if PASSPHRASE_VARIABLE in environ:

@@ -24,6 +24,7 @@ from engine import limits
 from engine.deployment import Deployment
 from engine.errors import PickgateError, SetupError
 from engine.expiry import Sweeper
+from engine.rotation import Rotator
 from engine.stock_watch import WATCHERS_MAX, StockWatches
 from server import bounds, lane_check, lane_methods, services, tls
 from server.arrivals import Arrivals
@@ -69,7 +70,8 @@ class Server:
         lane: whether the hot lane serves its methods (server.hotlane) if it works here (server.lane_check), or the ordinary
             handlers all of them.
         shares_ports: other processes listen on the same ports, and whoever reserved them has made sure that all are ours.
-        sweeps: whether this process sweeps what expires; of several, one.
+        sweeps: whether this process sweeps what expires, and rotates keys; of several, one.
+        key_rotation_s: age at which keys of dynamic and valuable codes are replaced; 0 for never.
         certificates: for TLS on all ports, `listen`'s and `listen_mtls`'; started and stopped with the server.
         listen_mtls: where to listen besides, for callers who show a certificate.
     """
@@ -87,6 +89,7 @@ class Server:
         lane: bool = True,
         shares_ports: bool = False,
         sweeps: bool = True,
+        key_rotation_s: int = 0,
         certificates: tls.Certificates | None = None,
         listen_mtls: Sequence[Listen] = (),
     ) -> None:
@@ -108,6 +111,11 @@ class Server:
         )
         self._sweeper = Sweeper(deployment)
         self._sweeps = sweeps
+        self._rotator = (
+            Rotator(deployment.control, deployment.now_ms, key_rotation_s)
+            if sweeps and key_rotation_s
+            else None
+        )
         self._names = ("", *(service.full_name for service in services.SERVICES))
         # Not shared: a second server on the port is a mistake to be told, not a second half of the traffic.
         self._server = grpc.server(
@@ -170,6 +178,8 @@ class Server:
         self._watcher.start()
         if self._sweeps:
             self._sweeper.start()
+        if self._rotator is not None:
+            self._rotator.start()
         return self
 
     def stop(self, grace_s: float = bounds.GRACE_S_DEFAULT) -> None:
@@ -188,6 +198,8 @@ class Server:
         stopped.wait()
         self._watch_pool.shutdown(wait=True, cancel_futures=True)
         self._sweeper.stop()
+        if self._rotator is not None:
+            self._rotator.stop()
         if self._certificates is not None:
             self._certificates.stop()
         if self._watcher.is_alive():

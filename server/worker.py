@@ -18,6 +18,7 @@ from typing import Any, Final
 from engine.errors import PickgateError
 from server import opening
 from server.config import Settings
+from server.hardening import keep_memory_private
 from server.output import LogFormatter
 from server.serve import Server, freeze_heap
 from server.statistics import StatisticsFile
@@ -30,6 +31,7 @@ _ORDERS_BYTES_MAX: Final = 1 << 20
 
 def main() -> int:
     """Serve until the input ends, or SIGTERM or SIGINT comes; gives the exit status."""
+    keep_memory_private()
     orders = json.loads(_first_line())
     settings = Settings.model_validate(orders["settings"])
     _log_to_stderr(settings, orders["number"])
@@ -47,6 +49,7 @@ def main() -> int:
                     lane=settings.lane == "auto",
                     shares_ports=True,
                     sweeps=orders["number"] == 0,
+                    key_rotation_s=settings.key_rotation_h * 3600,
                     certificates=opening.certificates(settings),
                     listen_mtls=settings.listen_mtls,
                 )

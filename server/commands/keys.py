@@ -15,11 +15,14 @@ from rich.console import Console as RichConsole
 from engine import keyring as keyrings
 from engine.claims import Suite, Version
 from engine.deployment import Deployment
+from engine.key_service import SoftwareKeyService
 from engine.keyring import Keyring, KeySummary, Purpose
+from engine.wrapping import PassphraseUnlock, Unlock
 from server import opening
 from server.client import new_request_id
 from server.commands import parameters
 from server.console import Console, ask_passphrase, command, table
+from server.hardening import keep_memory_private
 
 Change = Callable[[Keyring, int, Callable[[int], bytes]], Keyring]
 
@@ -66,6 +69,7 @@ def _slot_options(function: parameters.F) -> parameters.F:
 def _deployment(
     console: Console, data_dir: Path | None, store_url: str | None, passphrase_file: Path | None
 ) -> Iterator[Deployment]:
+    keep_memory_private()
     settings = console.settings(data_dir=data_dir, store_url=store_url, passphrase_file=passphrase_file)
     with (
         opening.store(settings, share=True) as url,
@@ -263,4 +267,69 @@ def destroy(
         passphrase_file,
         "Destroyed",
         lambda keyring, now_s, random: keyrings.destroy(keyring, kid, now_s=now_s),
+    )
+
+
+# --- what wraps them --------------------------------------------------------------------------------------------------
+@keys.command("rewrap")
+@click.option(
+    "--new-passphrase-file",
+    type=click.Path(path_type=Path),
+    help="Wrap with this passphrase from now on, instead of the configured provider.",
+)
+@_store_options
+@command
+def rewrap(
+    console: Console,
+    new_passphrase_file: Path | None,
+    data_dir: Path | None,
+    store_url: str | None,
+    passphrase_file: Path | None,
+) -> None:
+    """Wrap the keyring anew: under a new data key of the key service, or with another passphrase.
+
+    From a passphrase to a key service: configure both everywhere, restart the servers, rewrap, take the passphrase away. With another
+    passphrase the servers must be given it at once: until then they answer UNAVAILABLE.
+    """
+    keep_memory_private()
+    settings = console.settings(data_dir=data_dir, store_url=store_url, passphrase_file=passphrase_file)
+    unlock: Unlock | None
+    if new_passphrase_file is not None:
+        unlock = PassphraseUnlock.from_file(new_passphrase_file)
+    else:
+        unlock = opening.find_unlock(settings, os.environ, ask=ask_passphrase)
+    with _deployment(console, data_dir, store_url, passphrase_file) as deployment:
+        # Without a passphrase there was nothing to open it with, and that has been said.
+        deployment.control.refresh().usable_keys()
+        assert unlock is not None
+        changed = deployment.control.rewrap(unlock, request_id=new_request_id(), actor="command line")
+        named = "passphrase" if unlock.scheme == 1 else settings.key_service
+    console.emit(
+        {"revision": changed.revision, "wrapped_by": named},
+        lambda rich: rich.print(f"[bold green]REWRAPPED[/]  revision {changed.revision}, by {named}"),
+    )
+
+
+@keys.group("service")
+def service() -> None:
+    """The key service whose keys lie in a file (setting `key_service = "software:PATH"`)."""
+
+
+@service.command("create")
+@click.argument("path", type=click.Path(path_type=Path))
+@command
+def create_service(console: Console, path: Path) -> None:
+    """Make PATH with a first key. Keep a copy of it apart from the store's backups: without it the keyring is lost."""
+    made = SoftwareKeyService.create(path)
+    console.emit({"key_service": made.name}, lambda rich: rich.print(f"[bold green]CREATED[/]  {made.name}"))
+
+
+@service.command("rotate")
+@click.argument("path", type=click.Path(path_type=Path))
+@command
+def rotate_service(console: Console, path: Path) -> None:
+    """Add a key to PATH that wraps from now on; then `keys rewrap` takes it into use. The ones before it still open."""
+    key_id = SoftwareKeyService(path).rotate()
+    console.emit(
+        {"active": key_id}, lambda rich: rich.print(f"[bold green]ROTATED[/]  {key_id} wraps from now on")
     )

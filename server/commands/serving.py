@@ -18,6 +18,7 @@ from server import opening
 from server.commands import parameters
 from server.config import PASSPHRASE_BESIDE_DATA, Settings
 from server.console import Console, ask_passphrase, command
+from server.hardening import keep_memory_private
 from server.ledger_process import LedgerProcess
 from server.output import OutputFailed, json_text, log_to_stderr, visible
 from server.serve import Server, freeze_heap
@@ -125,6 +126,7 @@ def serve(
     )
     log_to_stderr(settings.log_level)
     _raise_open_files()
+    keep_memory_private()
     # Before anything is started: what is wrong with the files is told at once.
     opening.certificates(settings)
     # Around all: a signal while the store starts must still end it in order.
@@ -163,6 +165,7 @@ def _run(
         threads=settings.threads,
         look=deployment.look,
         lane=settings.lane == "auto",
+        key_rotation_s=settings.key_rotation_h * 3600,
         certificates=opening.certificates(settings),
         listen_mtls=settings.listen_mtls,
     ).start()
@@ -259,6 +262,7 @@ def init(
         partitions=partitions,
         passphrase_file=passphrase_file,
     )
+    keep_memory_private()
     with opening.store(settings) as url:
         made = opening.create(url, settings, os.environ, ask=ask_passphrase)
         with opening.open_deployment(url, settings, os.environ, ask=ask_passphrase) as deployment:
