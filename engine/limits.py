@@ -63,6 +63,9 @@ Not those that a code can see only a few times (confirm, reverse, a review, its 
 UID_CANDIDATES: Final = 4
 """Uids derived for one request. Four in a row taken by others: 10**-15 with a million live static codes."""
 
+KEY_AGE_S_DEFAULT: Final = 24 * 3600
+"""After which keys of dynamic and valuable codes are replaced by schedule (engine.rotation)."""
+
 # --- batches, messages, waits ------------------------------------------------------------------------------
 BATCH_MAX: Final = 256
 """Items of one script call: about 7 ms of a store's single thread."""

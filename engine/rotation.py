@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from engine import keyring as keyrings
+from engine import limits
 from engine.claims import Version
 from engine.control import Control
 from engine.errors import Conflict, KeyringLocked, PickgateError
@@ -22,7 +23,6 @@ from engine.wrapping import Random
 
 _log = logging.getLogger(__name__)
 
-AGE_S_DEFAULT: Final = 24 * 3600
 LOOK_S: Final = 60.0
 """Between two looks at the ages."""
 _ACTOR: Final = "schedule"
@@ -92,7 +92,9 @@ def rotate_due(
 class Rotator:
     """Looks each minute whether a key is due, in a thread of its own."""
 
-    def __init__(self, control: Control, now_ms: Callable[[], int], age_s: int = AGE_S_DEFAULT) -> None:
+    def __init__(
+        self, control: Control, now_ms: Callable[[], int], age_s: int = limits.KEY_AGE_S_DEFAULT
+    ) -> None:
         self._control = control
         self._now_ms = now_ms
         self._age_s = age_s

@@ -22,7 +22,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from engine import limits
 from engine.errors import ConfigError
 from engine.ledger.daily import AT_DEFAULT
-from engine.rotation import AGE_S_DEFAULT
 from engine.state.store_url import redacted
 from server import bounds
 
@@ -167,7 +166,7 @@ class Settings(BaseModel):
         pattern=r"^([A-Za-z0-9_.-]{1,64}:.{1,500})?$",
     )
     key_rotation_h: _Whole = Field(
-        default=AGE_S_DEFAULT // 3600,
+        default=limits.KEY_AGE_S_DEFAULT // 3600,
         ge=0,
         le=24 * 31,
         description="0 .. 744 hours after which keys of dynamic and valuable codes are replaced, 0 for never",

@@ -12,7 +12,7 @@ from engine import rotation
 from engine.claims import Suite, Version
 from engine.deployment import Deployment
 from engine.keyring import HANDOVER_S, KeyState, Purpose
-from engine.rotation import AGE_S_DEFAULT
+from engine.limits import KEY_AGE_S_DEFAULT as AGE_S_DEFAULT
 from engine.verdict import InspectVerdict
 from tests.engine import shop as shops
 from tests.engine.shop import Bytes, Shop
