@@ -126,6 +126,25 @@ class Exhausted(PickgateError):
     retry_after_ms: ClassVar[int] = 1_000
 
 
+# --- cursors of the ledger's feeds ---------------------------------------------------------------------------
+class CursorBack(PickgateError):
+    """An acknowledgement lies behind the one that is stored: it was sent late, or its sender was put back to an older state."""
+
+    slug = "CURSOR_BACK"
+
+
+class CursorAhead(PickgateError):
+    """A cursor lies beyond the ledger's end."""
+
+    slug = "CURSOR_AHEAD"
+
+
+class CursorCut(PickgateError):
+    """What lies behind a cursor is no longer kept."""
+
+    slug = "CURSOR_CUT"
+
+
 # --- the set-up ----------------------------------------------------------------------------------------------
 class SetupError(PickgateError):
     """The deployment or its configuration is wrong; starting is refused."""
@@ -155,6 +174,12 @@ class LedgerConflict(SetupError):
     """Store and ledger contradict each other, or the ledger itself: somebody must look before anything is added."""
 
     slug = "LEDGER_CONFLICT"
+
+
+class LedgerOff(SetupError):
+    """This process has no ledger, so what asks it can't be answered."""
+
+    slug = "LEDGER_OFF"
 
 
 class StoreBinaryMissing(SetupError):

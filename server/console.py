@@ -37,6 +37,7 @@ _EXIT_OF_STATUS: Final[Mapping[grpc.StatusCode, int]] = {
     grpc.StatusCode.ALREADY_EXISTS: EXIT_USAGE,
     grpc.StatusCode.ABORTED: EXIT_USAGE,
     grpc.StatusCode.FAILED_PRECONDITION: EXIT_USAGE,
+    grpc.StatusCode.OUT_OF_RANGE: EXIT_USAGE,
     grpc.StatusCode.UNIMPLEMENTED: EXIT_USAGE,
 }
 

@@ -92,11 +92,26 @@ class Page:
     after: Cursor | None
 
 
-def search(ledger: Ledger, question: Question, *, count: int = 100, after: Cursor | None = None) -> Page:
-    """The next `count` (1 .. PAGE_MAX) findings behind a cursor. Raises InvalidInput, LedgerUnavailable."""
+def search(
+    ledger: Ledger,
+    question: Question,
+    *,
+    count: int = 100,
+    after: Cursor | None = None,
+    time_s: float | None = None,
+) -> Page:
+    """The next `count` (1 .. PAGE_MAX) findings behind a cursor.
+
+    time_s: how long the search may take; None: as long as it takes. Raises InvalidInput, Exhausted (it took longer), LedgerUnavailable.
+    """
     if not 1 <= count <= PAGE_MAX:
         raise InvalidInput(f"count is {count}; expected 1 to {PAGE_MAX}", field="count")
-    with database.snapshot(ledger.engine) as connection:
+    reading = (
+        database.snapshot(ledger.engine)
+        if time_s is None
+        else database.bounded_snapshot(ledger.engine, time_s)
+    )
+    with reading as connection:
         found: list[tuple[Cursor, Any]] = []
         for kind, statement in _statements(question, count + 1, after):
             for row in connection.execute(statement):

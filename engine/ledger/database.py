@@ -19,13 +19,17 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
-from engine.errors import ConfigError, LedgerUnavailable, SetupError
+from engine.errors import ConfigError, Exhausted, LedgerUnavailable, SetupError
 
 BUSY_TIMEOUT_S: Final = 10
 """How long a statement waits for another writer of the same SQLite file."""
 CONNECT_TIMEOUT_S: Final = 5
 _MIGRATING: Final = 7425_0001
 """Key of the PostgreSQL advisory lock under which migrations run: any number that no other application uses in this database."""
+_QUERY_CANCELED: Final = "57014"
+"""PostgreSQL, appendix A: query_canceled."""
+_STEPS_BETWEEN_LOOKS: Final = 20_000
+"""Steps of SQLite's virtual machine between two looks at the clock: under a millisecond."""
 _DRIVERS: Final = {
     "sqlite": "sqlite+pysqlite",
     "postgresql": "postgresql+psycopg",
@@ -161,6 +165,47 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
         engine = engine.execution_options(isolation_level="REPEATABLE READ")
     with translated(), engine.connect() as connection:
         yield connection
+
+
+@contextlib.contextmanager
+def bounded_snapshot(engine: Engine, time_s: float) -> Iterator[Connection]:
+    """As `snapshot`, for what may take long: a statement that is not done within the time is given up.
+
+    Raises Exhausted then, LedgerUnavailable.
+    """
+    with snapshot(engine) as connection:
+        try:
+            with _time_limit(connection, time_s):
+                yield connection
+        except DBAPIError as error:
+            if not _was_given_up(error):
+                raise
+            raise Exhausted(
+                f"the ledger did not find it within {time_s:g} s: ask for less, by a code, an order, a store or a shorter time"
+            ) from error
+
+
+@contextlib.contextmanager
+def _time_limit(connection: Connection, time_s: float) -> Iterator[None]:
+    if connection.dialect.name != "sqlite":
+        connection.execute(text(f"SET LOCAL statement_timeout = {int(time_s * 1000)}"))
+        yield
+        return
+    driver: Any = connection.connection.dbapi_connection
+    end_s = time.monotonic() + time_s
+    driver.set_progress_handler(lambda: time.monotonic() > end_s, _STEPS_BETWEEN_LOOKS)
+    try:
+        yield
+    finally:
+        driver.set_progress_handler(None, 0)
+
+
+def _was_given_up(error: DBAPIError) -> bool:
+    """Whether a statement was ended by its time limit."""
+    cause: Any = error.orig
+    if isinstance(cause, sqlite3.Error):
+        return getattr(cause, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT
+    return getattr(cause, "sqlstate", "") == _QUERY_CANCELED
 
 
 def raw(value: bytes | memoryview | str) -> bytes:

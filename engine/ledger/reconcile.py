@@ -123,7 +123,7 @@ def reconcile(
 ) -> Run:
     """Compare the whole store with the ledger and keep the result.
 
-    cause: why this run was made, "daily" or "command". Raises StoreUnavailable; LedgerUnavailable, also when no writer brings the ledger
+    cause: why this run was made: "daily", "command", "rebuild" or "operation". Raises StoreUnavailable; LedgerUnavailable, also when no writer brings the ledger
     up to the snapshot within CATCH_UP_S.
     """
     run = Run(cause, deployment.now_ms())
@@ -473,11 +473,14 @@ class Kept(NamedTuple):
     codes: int
 
 
-def list_runs(ledger: Ledger, count: int) -> list[Kept]:
-    """The newest runs, newest first. Raises LedgerUnavailable."""
+def list_runs(ledger: Ledger, count: int, *, before: int | None = None) -> list[Kept]:
+    """The newest runs, newest first; of those before one, if that is given. Raises LedgerUnavailable."""
     columns = [RECONCILIATIONS.c[name] for name in ("run", *Kept._fields[1:])]
+    wanted = select(*columns).order_by(RECONCILIATIONS.c.run.desc()).limit(count)
+    if before is not None:
+        wanted = wanted.where(RECONCILIATIONS.c.run < before)
     with database.snapshot(ledger.engine) as connection:
-        found = connection.execute(select(*columns).order_by(RECONCILIATIONS.c.run.desc()).limit(count)).all()
+        found = connection.execute(wanted).all()
     return [Kept(*row)._replace(clean=bool(row.clean)) for row in found]
 
 

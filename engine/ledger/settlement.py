@@ -13,22 +13,25 @@ A settlement is a function of the code's own events up to its own: nothing is st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import groupby
+from typing import Final
 
-from sqlalchemy import Connection, and_, select, tuple_
+from sqlalchemy import Connection, select
 
 from engine.claims import EventId, Split
 from engine.errors import InvalidInput
-from engine.ledger import database, records
-from engine.ledger.ledger import Ledger, read_heads
+from engine.ledger import database, feed, records
+from engine.ledger.feed import PAGE_MAX, Page
+from engine.ledger.ledger import Ledger
 from engine.ledger.tables import EVENTS, ORDERS
 from engine.state.codes import unpack_splits
-from engine.state.events import Event, EventType, parse
-from engine.state.streams import START, Place
+from engine.state.events import Event, EventType
+from engine.state.streams import Place
 
-PAGE_MAX: Final = 1_000
+_CODES_AT_ONCE: Final = 200
+"""Codes whose events are read by one statement; a code has a handful of them as a rule."""
 _MOVING: Final = frozenset({EventType.REDEEMED, EventType.REVERSED, EventType.REVIEWED})
 _MAKING: Final = frozenset({EventType.ISSUED, EventType.HELD})
 
@@ -58,127 +61,101 @@ class Settlement:
     """One for each split of the order, in its order; a share may be 0."""
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some settlements, and the places from which the next page goes on."""
-
-    settlements: tuple[Settlement, ...]
-    cursor: dict[int, Place]
-    complete: bool
-    """Whether there was nothing more behind them."""
-
-
 def shares_due(splits: Sequence[Split], out: int, units: int) -> list[int]:
     """What each party is due when `out` of `units` units are out: see the module."""
     return [split.amount_fen * out // units if units else 0 for split in splits]
 
 
-def cursor_text(cursor: Mapping[int, Place]) -> str:
-    """A cursor as text: partition:epoch-number, separated by commas."""
-    return ",".join(f"{number}:{place}" for number, place in sorted(cursor.items()) if place != START)
+def page(
+    ledger: Ledger,
+    cursor: Mapping[int, Place],
+    *,
+    count: int = 100,
+    mall_id: int = 0,
+    first_partition: int = 0,
+) -> Page[Settlement]:
+    """The next settlements behind a cursor, at most `count` (1 .. feed.PAGE_MAX), in order within each partition.
+
+    mall_id: only of this mall; 0: of all. Raises InvalidInput, CursorAhead, CursorCut, LedgerUnavailable.
+    """
+    with database.snapshot(ledger.engine) as connection:
+        found = feed.read(
+            connection,
+            cursor,
+            types=_MOVING,
+            mall_id=mall_id,
+            count=count,
+            first_partition=first_partition,
+        )
+        settlements = tuple(_settle(connection, found.items))
+    return Page(settlements, found.cursor, found.complete, found.next_partition)
 
 
-def parse_cursor(text: str) -> dict[int, Place]:
-    """Read what `cursor_text` wrote; '' is the beginning. Raises InvalidInput."""
-    cursor: dict[int, Place] = {}
-    try:
-        for part in text.split(",") if text else ():
-            number, _, place = part.partition(":")
-            epoch, _, seq = place.partition("-")
-            cursor[int(number)] = Place(int(epoch), int(seq))
-    except ValueError:
-        raise InvalidInput(
-            f"the cursor {text[:60]!r} is none; expected what an earlier page ended with", field="cursor"
-        ) from None
-    return cursor
+def of_order(
+    ledger: Ledger,
+    mall_id: int,
+    order_id: str,
+    *,
+    count: int = PAGE_MAX,
+    after: tuple[bytes, EventId] | None = None,
+) -> tuple[Settlement, ...]:
+    """Settlements of an order, by code and in the order of events, at most `count`, behind one (its code and event).
 
-
-def page(ledger: Ledger, cursor: Mapping[int, Place], *, count: int = 100, mall_id: int = 0) -> Page:
-    """The next settlements behind a cursor, about `count` (1 .. PAGE_MAX), in order within each partition. Raises LedgerUnavailable."""
+    Raises InvalidInput, LedgerUnavailable.
+    """
     if not 1 <= count <= PAGE_MAX:
         raise InvalidInput(f"count is {count}; expected 1 to {PAGE_MAX}", field="count")
     found: list[Settlement] = []
-    places = dict(cursor)
-    complete = True
     with database.snapshot(ledger.engine) as connection:
-        for number, head in read_heads(connection).items():
-            left = count - len(found)
-            if left <= 0:
-                complete = False
+        uid = b"" if after is None else after[0]
+        next_uid = ORDERS.c.uid >= uid
+        while len(found) < count:
+            found_uid = connection.execute(
+                select(ORDERS.c.uid)
+                .where(ORDERS.c.mall_id == mall_id, ORDERS.c.order_id == order_id, next_uid)
+                .order_by(ORDERS.c.uid)
+                .limit(1)
+            ).scalar()
+            if found_uid is None:
                 break
-            rows = _moving(connection, number, places.get(number, START), head.place, left, mall_id)
-            found += _settle(connection, number, rows)
-            if len(rows) == left:
-                complete = False
-                places[number] = Place(rows[-1].id.epoch, rows[-1].id.seq)
-            else:
-                places[number] = head.place
-    return Page(tuple(found), places, complete)
-
-
-def of_order(ledger: Ledger, mall_id: int, order_id: str) -> tuple[Settlement, ...]:
-    """Every settlement of an order, in order. Raises LedgerUnavailable."""
-    with database.snapshot(ledger.engine) as connection:
-        uids = connection.execute(
-            select(ORDERS.c.uid)
-            .where(ORDERS.c.mall_id == mall_id, ORDERS.c.order_id == order_id)
-            .distinct()
-            .order_by(ORDERS.c.uid)
-        ).scalars()
-        found: list[Settlement] = []
-        for uid in list(uids):
-            for making, event, before, after in _lives(_events_of(connection, bytes(uid))):
+            uid = bytes(found_uid)
+            for making, event, before, now in _lives(_events_of(connection, [uid])):
                 if making.mall_id == mall_id and _order(making) == order_id:
-                    found += _settlement(making, event, before, after)
-    return tuple(found)
+                    found += _settlement(making, event, before, now)
+            if after is not None and after[0] == uid:
+                found = [one for one in found if _number(one.event) > _number(after[1])]
+            next_uid = ORDERS.c.uid > uid
+    return tuple(found[:count])
 
 
-def _moving(
-    connection: Connection, number: int, after: Place, upto: Place, count: int, mall_id: int
-) -> list[Event]:
-    """Events behind a place that may move units of a code."""
-    wanted = and_(
-        EVENTS.c.partition == number,
-        tuple_(EVENTS.c.epoch, EVENTS.c.seq) > tuple_(*after),
-        tuple_(EVENTS.c.epoch, EVENTS.c.seq) <= tuple_(*upto),
-        EVENTS.c.type.in_(sorted(_MOVING)),
-    )
-    if mall_id:
-        wanted = and_(wanted, EVENTS.c.mall_id == mall_id)
-    rows = connection.execute(
-        select(EVENTS.c.epoch, EVENTS.c.seq, EVENTS.c.data)
-        .where(wanted)
-        .order_by(EVENTS.c.epoch, EVENTS.c.seq)
-        .limit(count)
-    )
-    return [_parsed(number, row) for row in rows]
+def _number(event: EventId) -> Place:
+    return Place(event.epoch, event.seq)
 
 
-def _parsed(number: int, row: Any) -> Event:
-    return parse(number, b"%d-%d" % (row.epoch, row.seq), database.raw(row.data))
-
-
-def _events_of(connection: Connection, uid: bytes) -> list[Event]:
-    """A code's events in order: those of earlier lives of its uid too."""
+def _events_of(connection: Connection, uids: Sequence[bytes]) -> list[Event]:
+    """The events of codes of one partition in order, those of earlier lives of their uids too."""
     rows = connection.execute(
         select(EVENTS.c.partition, EVENTS.c.epoch, EVENTS.c.seq, EVENTS.c.data)
-        .where(EVENTS.c.uid == uid)
-        .order_by(EVENTS.c.partition, EVENTS.c.epoch, EVENTS.c.seq)
+        .where(EVENTS.c.uid.in_(uids))
+        .order_by(EVENTS.c.uid, EVENTS.c.epoch, EVENTS.c.seq)
     )
-    return [_parsed(row.partition, row) for row in rows]
+    return [feed.parsed(row) for row in rows]
 
 
-def _settle(connection: Connection, number: int, moving: Sequence[Event]) -> list[Settlement]:
-    """The settlements of events of one partition, in their order."""
+def _settle(connection: Connection, moving: Sequence[Event]) -> list[Settlement]:
+    """The settlements of events, in their order."""
     settled: dict[EventId, list[Settlement]] = {}
-    for uid in {event.uid for event in moving}:
-        for making, event, before, after in _lives(_events_of(connection, uid)):
-            settled[event.id] = _settlement(making, event, before, after)
+    wanted = {event.id for event in moving}
+    for uids in feed.in_pieces(sorted({event.uid for event in moving}), _CODES_AT_ONCE):
+        for _, events in groupby(_events_of(connection, uids), key=lambda event: event.uid):
+            for making, event, before, after in _lives(events):
+                if event.id in wanted:
+                    settled[event.id] = _settlement(making, event, before, after)
     return [one for event in moving for one in settled.get(event.id, [])]
 
 
-def _lives(events: Sequence[Event]) -> Iterator[tuple[Event, Event, int, int]]:
-    """Each event that moved units: the one that made the code, itself, and the units that were out before and after."""
+def _lives(events: Iterable[Event]) -> Iterator[tuple[Event, Event, int, int]]:
+    """Of one code, each event that moved units: the one that made the code, itself, and the units out before and after it."""
     making: Event | None = None
     out = 0
     for event in events:

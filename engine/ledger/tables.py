@@ -155,3 +155,31 @@ ATTEMPT_DAYS: Final = Table(
 )
 """Of each partition and day since 1970 (UTC): how many attempts are kept, how many came past the bound and are only counted, and the id
 of the last one seen."""
+
+CONSUMERS: Final = Table(
+    "consumers",
+    METADATA,
+    Column("feed", Text, primary_key=True),
+    Column("mall_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True),
+    Column("cursor", Text, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Up to where each consumer of a feed has acknowledged, and when; mall 0: of all malls."""
+
+OPERATIONS: Final = Table(
+    "operations",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("actor", Text, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("asked_ms", BigInteger, nullable=False),
+    Column("begun_ms", BigInteger, nullable=False),
+    Column("seen_ms", BigInteger, nullable=False),
+    Column("ended_ms", BigInteger, nullable=False),
+    Column("run", Integer, nullable=False),
+    Column("message", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Reconciliations that were asked for over the wire, by the id of the request; `seen_ms` is when somebody last worked on one."""

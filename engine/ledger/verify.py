@@ -102,6 +102,33 @@ def verify(ledger: Ledger, statements: Iterable[Statement | Unsound] = (), only:
     return report
 
 
+def verify_piece(
+    ledger: Ledger, partition: int, *, first: Place | None, last: Place | None, rows_max: int
+) -> tuple[Report, Place | None]:
+    """Verify the next rows of a partition, at most rows_max; gives the place at which the next call goes on, None at the end.
+
+    first, last: of the range, both included; None: from the first or to the last there is. Raises LedgerUnavailable.
+    """
+    number = tuple_(EVENTS.c.epoch, EVENTS.c.seq)
+    wanted = EVENTS.c.partition == partition
+    if first is not None:
+        wanted = and_(wanted, number >= tuple_(*first))
+    if last is not None:
+        wanted = and_(wanted, number <= tuple_(*last))
+    with database.snapshot(ledger.engine) as connection:
+        found = connection.execute(
+            select(EVENTS.c.epoch, EVENTS.c.seq)
+            .where(wanted)
+            .order_by(EVENTS.c.epoch, EVENTS.c.seq)
+            .limit(2)
+            .offset(rows_max - 1)
+        ).all()
+    if len(found) < 2:
+        return verify(ledger, only=Range(partition, first, last)), None
+    (end, following) = (Place(row.epoch, row.seq) for row in found)
+    return verify(ledger, only=Range(partition, first, end)), following
+
+
 def _numbers_with_rows(connection: Connection) -> list[int]:
     return list(connection.execute(select(EVENTS.c.partition).distinct()).scalars())
 

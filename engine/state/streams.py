@@ -142,6 +142,21 @@ class Streams:
         found = self._connection.read_raw(["XREVRANGE", self._names[number][1], "+", "-", "COUNT", 1])
         return next((Place(entry.epoch, entry.seq) for entry in _entries(number, found)), START)
 
+    def lasts(self) -> dict[int, Place]:
+        """The newest event of every partition, START of one that never had any. Raises StoreUnavailable."""
+        found = self._connection.read(
+            [("XREVRANGE", events, "+", "-", "COUNT", 1) for _, events in self._names.values()]
+        )
+        lasts: dict[int, Place] = {}
+        for number, entries in zip(self._names, found, strict=True):
+            lasts[number] = START
+            for entry_id, _ in entries:
+                first, _, second = entry_id.partition(b"-")
+                lasts[number] = (
+                    Place(_CONTROL_EPOCH, int(first)) if number == CONTROL else Place(int(first), int(second))
+                )
+        return lasts
+
     def attempts(self, seen: Mapping[int, tuple[int, int]]) -> dict[int, list[Attempt]]:
         """Refused attempts behind those seen, of each partition at most ENTRIES_MAX; does not wait. Raises StoreUnavailable."""
         streams = [keys.attempts for keys in self._connection.partitions]

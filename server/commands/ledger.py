@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -16,20 +16,22 @@ import click
 from rich.console import Console as RichConsole
 
 from engine.deployment import Deployment, Durability, system_ms
-from engine.errors import ConfigError, InvalidInput, NotFound
+from engine.errors import ConfigError, InvalidInput, NotFound, PickgateError
 from engine.ledger import audit as audited
-from engine.ledger import heads
+from engine.ledger import feed, heads, operations
 from engine.ledger import rebuild as rebuilding
 from engine.ledger import reconcile as compare
 from engine.ledger import settlement as settling
 from engine.ledger.heads import Signer, Statement, Unsound
 from engine.ledger.ledger import Ledger
+from engine.ledger.reconcile import Run
 from engine.ledger.verify import Range
 from engine.ledger.verify import verify as verify_ledger
 from engine.ledger.writer import Writer
 from engine.state.connection import Connection
 from engine.state.streams import CONTROL, Place, Streams
 from server import checks, opening
+from server.asked import Asked
 from server.commands import parameters, reconciled
 from server.config import PREFIX, Settings
 from server.console import EXIT_REFUSED, Console, command, moment, table
@@ -135,14 +137,23 @@ def run(
             _handed_down(settings),
         )
 
+        asked = Asked(
+            opened,
+            deployment.now_ms,
+            ("ledger", "reconcile", "--cause", "operation", "--operation"),
+            _handed_down(settings),
+        )
+
         def stopping(wait_s: float) -> bool:
             at_its_time.look()
+            asked.look()
             return stop.came_within(wait_s)
 
         try:
             writer.run(stopping)
         finally:
             at_its_time.stop()
+            asked.stop()
         written = sum(head.rows for head in writer.heads().values())
         _log.info("stopped; the ledger has %d events, %.1f s behind", written, writer.lag_ms() / 1000)
 
@@ -163,6 +174,7 @@ def _handed_down(settings: Settings) -> dict[str, str]:
 @where
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write every shelf and drift there.")
 @click.option("--cause", default="command", hidden=True)
+@click.option("--operation", "operation_id", default="", hidden=True)
 @command
 def reconcile(
     console: Console,
@@ -171,19 +183,45 @@ def reconcile(
     ledger_url: str | None,
     csv_file: Path | None,
     cause: str,
+    operation_id: str,
 ) -> None:
     """Compare the store with the ledger: stock per store and SKU, codes, tries, transit. Nothing has to stand still.
 
     Status 0: equal to the unit; 1: there are drifts. The result is kept: `pickgate ledger runs`.
     """
     settings = console.settings(data_dir=data_dir, store_url=store_url, ledger_url=ledger_url)
-    with open_both(settings) as (deployment, opened):
+    with open_both(settings) as (deployment, opened), _told(opened, operation_id, deployment) as tell:
         run = compare.reconcile(deployment, opened, cause=cause)
+        tell(run)
     if csv_file is not None:
         reconciled.write_csv(csv_file, run)
     console.emit(reconciled.run_value(run), lambda rich: reconciled.show_run(rich, run))
     if not run.clean:
         sys.exit(EXIT_REFUSED)
+
+
+@contextlib.contextmanager
+def _told(opened: Ledger, operation_id: str, deployment: Deployment) -> Iterator[Callable[[Run], None]]:
+    """Says how an operation ended: by what is told, or by the error that leaves the context. '': there is none.
+
+    Its message goes to whoever asked for it over the wire: the error's own words may name files and addresses, and are in the log.
+    """
+
+    def tell(run: Run) -> None:
+        if operation_id:
+            operations.end(opened, operation_id, deployment.now_ms(), run=run.number)
+
+    try:
+        yield tell
+    except PickgateError as error:
+        if operation_id:
+            operations.end(
+                opened,
+                operation_id,
+                deployment.now_ms(),
+                message=f"{error.slug}: the log of the ledger's writer says more",
+            )
+        raise
 
 
 @ledger.command("runs")
@@ -375,7 +413,7 @@ def rebuild(
 @click.option("--data-dir", type=click.Path(path_type=Path))
 @click.option("--mall", "mall_id", type=parameters.WHOLE_32, default=0, help="Only this mall's.")
 @click.option("--order", "order_id", default="", help="All of one order of that mall.")
-@click.option("--count", type=click.IntRange(1, settling.PAGE_MAX), default=100, show_default=True)
+@click.option("--count", type=click.IntRange(1, feed.PAGE_MAX), default=100, show_default=True)
 @click.option("--after", "cursor", default="", metavar="CURSOR", help="Go on behind an earlier page.")
 @command
 def settlements(
@@ -396,20 +434,18 @@ def settlements(
         raise InvalidInput("an order is one of a mall: name the mall too", field="mall")
     with Ledger.open(ledger_address(settings)) as opened:
         if order_id:
-            page = settling.Page(settling.of_order(opened, mall_id, order_id), {}, True)
+            page = feed.Page(settling.of_order(opened, mall_id, order_id), {}, True)
         else:
-            page = settling.page(opened, settling.parse_cursor(cursor), count=count, mall_id=mall_id)
+            page = settling.page(opened, feed.parse_cursor(cursor), count=count, mall_id=mall_id)
     value = {
-        "settlements": [
-            {**asdict(one), "event": str(one.event), "uid": one.uid.hex()} for one in page.settlements
-        ],
-        "cursor": settling.cursor_text(page.cursor),
+        "settlements": [{**asdict(one), "event": str(one.event), "uid": one.uid.hex()} for one in page.items],
+        "cursor": feed.cursor_text(page.cursor),
         "complete": page.complete,
     }
 
     def show(rich: RichConsole) -> None:
         made = table("Settlements", "event", "at", "#mall", "order", "payee", "role", "#level", "#fen")
-        for one in page.settlements:
+        for one in page.items:
             for share in one.shares:
                 made.add_row(
                     str(one.event),

@@ -11,7 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
-from engine.errors import ConfigError, DeploymentMismatch, LedgerUnavailable, SetupError
+from engine.errors import ConfigError, DeploymentMismatch, Exhausted, LedgerUnavailable, SetupError
 from engine.ledger import database
 from engine.ledger.ledger import Ledger
 from engine.ledger.tables import METADATA
@@ -111,3 +111,22 @@ def test_a_server_that_does_not_answer_is_told_without_its_password(tmp_path: Pa
     with pytest.raises(LedgerUnavailable, match="can't be used") as caught:
         Ledger.open(f"postgresql://user:secret@/db?host={tmp_path}", deployment_id=DEPLOYMENT)
     assert "secret" not in caught.value.message
+
+
+def test_what_takes_too_long_is_given_up_and_the_connection_is_good_again(ledger_url: str) -> None:
+    forever = text(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n WHERE i < 0"
+    )
+    with Ledger.open(ledger_url, deployment_id=DEPLOYMENT, create=True) as ledger:
+        for _ in range(2):
+            with (
+                pytest.raises(Exhausted, match=r"did not find it within 0[.]2 s: ask for less"),
+                database.bounded_snapshot(ledger.engine, 0.2) as connection,
+            ):
+                connection.execute(forever).all()
+        with database.bounded_snapshot(ledger.engine, 5.0) as connection:
+            assert connection.execute(text("SELECT count(*) FROM facts")).scalar() == 2
+        with database.snapshot(ledger.engine) as connection:
+            assert connection.execute(text("SELECT count(*) FROM facts")).scalar() == 2
+        with pytest.raises(LedgerUnavailable), database.bounded_snapshot(ledger.engine, 5.0) as connection:
+            connection.execute(text("SELECT * FROM no_such_table"))

@@ -11,17 +11,10 @@ from hypothesis import strategies as st
 from engine import limits
 from engine.claims import Decision, Line, Split, Terminal, Version
 from engine.errors import InvalidInput
+from engine.ledger.feed import cursor_text, parse_cursor
 from engine.ledger.ledger import Ledger
-from engine.ledger.settlement import (
-    Settlement,
-    cursor_text,
-    of_order,
-    page,
-    parse_cursor,
-    shares_due,
-)
+from engine.ledger.settlement import Settlement, of_order, page, shares_due
 from engine.ledger.writer import Writer
-from engine.state.streams import Place
 from tests.engine.shop import FAR_STORE, MALL, OTHER_MALL, STORE, Shop
 
 SPLITS = (
@@ -135,7 +128,7 @@ def test_an_order_without_splits_settles_nothing(shop: Shop, ledger: Ledger, wri
     shop.redeem(shop.show(shop.issue(order_id="ORDER-7").uid))
     write(writer)
     assert of_order(ledger, MALL, "ORDER-7") == ()
-    assert page(ledger, {}).settlements == ()
+    assert page(ledger, {}).items == ()
 
 
 def test_an_order_of_another_mall_is_another(shop: Shop, ledger: Ledger, writer: Writer) -> None:
@@ -168,7 +161,7 @@ def test_pages_put_together_are_every_settlement_once(
     cursor = ""
     while True:
         one = page(ledger, parse_cursor(cursor), count=count)
-        found += one.settlements
+        found += one.items
         cursor = cursor_text(one.cursor)
         if one.complete:
             break
@@ -181,10 +174,10 @@ def test_pages_put_together_are_every_settlement_once(
         for share in settlement.shares:
             balances[share.payee] += share.amount_fen
     assert set(balances.values()) == {0}, "everything came back"
-    assert page(ledger, parse_cursor(cursor)).settlements == ()
+    assert page(ledger, parse_cursor(cursor)).items == ()
     trade(shop)
     write(writer)
-    later = page(ledger, parse_cursor(cursor), count=1_000).settlements
+    later = page(ledger, parse_cursor(cursor), count=1_000).items
     assert len(later) == 18
     assert not {one.event for one in later} & {one.event for one in found}
 
@@ -193,13 +186,33 @@ def test_a_feed_may_be_of_one_mall(shop: Shop, ledger: Ledger, writer: Writer) -
     shop.stock_all()
     shop.redeem(shop.show(issue(shop)))
     write(writer)
-    assert len(page(ledger, {}, mall_id=MALL).settlements) == 1
-    assert page(ledger, {}, mall_id=OTHER_MALL).settlements == ()
+    assert len(page(ledger, {}, mall_id=MALL).items) == 1
+    assert page(ledger, {}, mall_id=OTHER_MALL).items == ()
 
 
-def test_a_cursor_goes_both_ways() -> None:
-    cursor = {3: Place(1, 7), 0: Place(2, 44)}
-    assert cursor_text(cursor) == "0:2-44,3:1-7"
-    assert parse_cursor(cursor_text(cursor)) == cursor
-    with pytest.raises(InvalidInput, match="is none"):
-        parse_cursor("0:2")
+def test_an_order_is_told_a_page_at_a_time(shop: Shop, ledger: Ledger, writer: Writer) -> None:
+    """Two codes of one order, each handed out in parts and taken back."""
+    shop.stock_all()
+    for _ in range(2):
+        uid = issue(shop, lines=(Line(100, 2),))
+        for _ in range(2):
+            shop.redeem(shop.show(uid), lines=(Line(100, 1),))
+            shop.clock.tick(5)
+        shop.reverse(uid)
+    write(writer)
+    whole = of_order(ledger, MALL, "ORDER-7")
+    assert len(whole) == 6
+    for count in (1, 2, 4):
+        found: list[Settlement] = []
+        while part := of_order(
+            ledger,
+            MALL,
+            "ORDER-7",
+            count=count,
+            after=(found[-1].uid, found[-1].event) if found else None,
+        ):
+            assert len(part) <= count
+            found += part
+        assert tuple(found) == whole
+    with pytest.raises(InvalidInput, match="count is 0"):
+        of_order(ledger, MALL, "ORDER-7", count=0)
