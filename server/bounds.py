@@ -73,6 +73,22 @@ BULKS_MAX: Final = 32
 """Calls with a large request (bulk issue) in work or waiting: 32 x 4 MiB of requests in memory at most."""
 WATCH_THREADS_SPARE: Final = 4
 """Threads of watches beyond the most that can watch: for telling the others that they are too many."""
+CURSOR_MESSAGE_BYTES_MAX: Final = 64 * 1024
+"""A request with a cursor: one of 1,024 partitions has up to 40 KiB."""
+FEED_BATCH_DEFAULT: Final = 100
+FEED_BATCH_MAX: Final = 500
+"""Settlements or events of one answer: half a megabyte where each has sixteen parties."""
+AUDIT_PAGE_DEFAULT: Final = 100
+AUDIT_PAGE_MAX: Final = 500
+AUDIT_S_MAX: Final = 5.0
+"""How long a search in the audit may keep its thread; one by code, order or store takes milliseconds."""
+RECONCILIATIONS_PAGE_DEFAULT: Final = 50
+RECONCILIATIONS_PAGE_MAX: Final = 200
+"""Also drifts of one page: each may name a hundred events."""
+VERIFY_ROWS_MAX: Final = 10_000
+"""Rows verified by one call: some 0.2 s of the interpreter."""
+LEDGER_OPEN_S: Final = 1.0
+"""How long a ledger that could not be opened is not tried again: the calls meanwhile are told the same."""
 WORKERS_MAX: Final = 32
 WORKER_START_S_MAX: Final = 60.0
 """How long the first workers may take until they serve; a second or two on a quiet machine."""

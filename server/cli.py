@@ -55,6 +55,11 @@ _COMMANDS: Final = {
     "redeem": "server.commands.redemption:redeem",
     "reverse": "server.commands.redemption:reverse",
     "reviews": "server.commands.reviews:reviews",
+    "settlements": "server.commands.feeds:settlements",
+    "events": "server.commands.feeds:events",
+    "reconciliations": "server.commands.books:reconciliations",
+    "audit": "server.commands.books:audit",
+    "chain": "server.commands.books:chain",
 }
 """Each command and where it is, in the order of the help."""
 

@@ -19,9 +19,12 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from pickgate.v1 import code_event_service_pb2_grpc as event_grpc
 from pickgate.v1 import code_service_pb2_grpc as code_grpc
+from pickgate.v1 import ledger_service_pb2_grpc as ledger_grpc
 from pickgate.v1 import redemption_service_pb2_grpc as redemption_grpc
 from pickgate.v1 import review_service_pb2_grpc as review_grpc
+from pickgate.v1 import settlement_service_pb2_grpc as settlement_grpc
 from pickgate.v1 import stock_service_pb2_grpc as stock_grpc
 from pickgate.v1 import store_service_pb2_grpc as store_grpc
 from server import bounds
@@ -100,6 +103,9 @@ class Client:
         self.stock = stock_grpc.StockServiceStub(self._channel)
         self.stores = store_grpc.StoreServiceStub(self._channel)
         self.reviews = review_grpc.ReviewServiceStub(self._channel)
+        self.settlements = settlement_grpc.SettlementServiceStub(self._channel)
+        self.code_events = event_grpc.CodeEventServiceStub(self._channel)
+        self.ledger = ledger_grpc.LedgerServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     def call(self, method: grpc.UnaryUnaryMultiCallable[Q, R], request: Q) -> R:

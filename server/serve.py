@@ -24,11 +24,13 @@ from engine import limits
 from engine.deployment import Deployment
 from engine.errors import PickgateError, SetupError
 from engine.expiry import Sweeper
+from engine.ledger.feeds import SUBSCRIBERS_MAX
 from engine.rotation import Rotator
 from engine.stock_watch import WATCHERS_MAX, StockWatches
 from server import bounds, lane_check, lane_methods, services, tls
 from server.arrivals import Arrivals
 from server.config import Listen
+from server.ledger_access import LedgerAccess
 from server.turns import Turns
 
 _log = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class Server:
         key_rotation_s: age at which keys of dynamic and valuable codes are replaced; 0 for never.
         certificates: for TLS on all ports, `listen`'s and `listen_mtls`'; started and stopped with the server.
         listen_mtls: where to listen besides, for callers who show a certificate.
+        ledger_url: the ledger that is read for those who ask; '' for none. Another process writes it.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Server:
         key_rotation_s: int = 0,
         certificates: tls.Certificates | None = None,
         listen_mtls: Sequence[Listen] = (),
+        ledger_url: str = "",
     ) -> None:
         self._listen = tuple(listen)
         self._listen_mtls = tuple(listen_mtls)
@@ -109,6 +113,10 @@ class Server:
         self._watch_pool = ThreadPoolExecutor(
             WATCHERS_MAX + bounds.WATCH_THREADS_SPARE, thread_name_prefix="pickgate-watch"
         )
+        self._ledger = LedgerAccess(ledger_url, deployment)
+        self._feed_pool = ThreadPoolExecutor(
+            SUBSCRIBERS_MAX + bounds.WATCH_THREADS_SPARE, thread_name_prefix="pickgate-feed"
+        )
         self._sweeper = Sweeper(deployment)
         self._sweeps = sweeps
         self._rotator = (
@@ -120,7 +128,14 @@ class Server:
         # Not shared: a second server on the port is a mistake to be told, not a second half of the traffic.
         self._server = grpc.server(
             self._pool,
-            handlers=services.handlers(deployment, self._watches, self._watch_pool, Turns(threads)),
+            handlers=services.handlers(
+                deployment,
+                self._watches,
+                self._watch_pool,
+                Turns(threads),
+                self._ledger,
+                self._feed_pool,
+            ),
             interceptors=[self._arrivals],
             options=(
                 *_OPTIONS,
@@ -195,8 +210,10 @@ class Server:
         stopped = self._server.stop(grace_s)
         # Streams would last for all of the grace; their watchers are told, and may go elsewhere.
         self._watches.close()
+        self._ledger.feeds.close()
         stopped.wait()
         self._watch_pool.shutdown(wait=True, cancel_futures=True)
+        self._feed_pool.shutdown(wait=True, cancel_futures=True)
         self._sweeper.stop()
         if self._rotator is not None:
             self._rotator.stop()
@@ -208,6 +225,7 @@ class Server:
         if self._lane is not None:
             self._lane.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._ledger.close()
         self._arrivals.stop()
 
     def statistics(self) -> dict[str, Any]:

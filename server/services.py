@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -21,12 +22,16 @@ from engine.errors import NotFound, PickgateError, UnknownMall
 from engine.policies import Policy
 from engine.proof import Provider
 from engine.stock_watch import StockWatches, Watch
+from pickgate.v1 import code_event_service_pb2 as event_pb
 from pickgate.v1 import code_service_pb2 as code_pb
+from pickgate.v1 import ledger_service_pb2 as ledger_pb
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import review_service_pb2 as review_pb
+from pickgate.v1 import settlement_service_pb2 as settlement_pb
 from pickgate.v1 import stock_service_pb2 as stock_pb
 from pickgate.v1 import store_service_pb2 as store_pb
-from server import checks, statuses, translate, translate_rules
+from server import checks, ledger_services, statuses, translate, translate_rules
+from server.ledger_access import LedgerAccess
 from server.turns import TooLate, Turns
 
 _log = logging.getLogger(__name__)
@@ -44,6 +49,9 @@ SERVICES: Final = tuple(
         (stock_pb, "StockService"),
         (store_pb, "StoreService"),
         (review_pb, "ReviewService"),
+        (settlement_pb, "SettlementService"),
+        (event_pb, "CodeEventService"),
+        (ledger_pb, "LedgerService"),
     )
 )
 """Descriptors of the services that this server has."""
@@ -62,6 +70,23 @@ class Stream(NamedTuple, Generic[Q]):
 
     request: type[Q]
     begin: Callable[[StockWatches, Q], Watch]
+
+
+class Lasting(Protocol):
+    """What a stream tells for as long as somebody wants to know: a watch, a subscription."""
+
+    def __enter__(self) -> Lasting: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+    def __iter__(self) -> Iterator[Any]:
+        """What is told, one by one; ends when it is closed, or raises what ended it."""
+
+    def close(self) -> None:
+        """End it, from any thread."""
+
+    def when_stalled(self, function: Callable[[], object]) -> None:
+        """What to call when it ends because what it tells is not taken."""
 
 
 def _one(outcomes: Sequence[A | PickgateError]) -> A:
@@ -440,7 +465,7 @@ METHODS: Final[Mapping[str, Method[Any]]] = {
     "ReviewService.ListReviews": Method(review_pb.ListReviewsRequest, _list_reviews),
     "ReviewService.Decide": Method(review_pb.DecideRequest, _decide),
 }
-"""Every method with one answer, by "Service.Method" (a test compares it with the contract)."""
+"""Every method with one answer, by "Service.Method", but for those of server.ledger_services (a test compares all with the contract)."""
 
 STREAMS: Final[Mapping[str, Stream[Any]]] = {
     "StockService.WatchStock": Stream(stock_pb.WatchStockRequest, _watch_stock),
@@ -455,17 +480,27 @@ def answer(deployment: Deployment, method: Method[Any], data: bytes) -> bytes:
 
 
 def handlers(
-    deployment: Deployment, watches: StockWatches, watch_pool: ThreadPoolExecutor, turns: Turns
+    deployment: Deployment,
+    watches: StockWatches,
+    watch_pool: ThreadPoolExecutor,
+    turns: Turns,
+    access: LedgerAccess,
+    feed_pool: ThreadPoolExecutor,
 ) -> list[grpc.GenericRpcHandler[bytes, bytes]]:
     """Make the gRPC handlers of all services over one deployment; calls with one answer take turns.
 
-    Streams are worked on in `watch_pool`.
+    Streams of stock are worked on in `watch_pool`, those of the ledger in `feed_pool`.
     """
 
     def handler(name: str) -> grpc.RpcMethodHandler[bytes, bytes]:
         if name in STREAMS:
-            return _stream_handler(watches, STREAMS[name], watch_pool)
-        return _handler(deployment, METHODS[name], turns)
+            return _watch_handler(watches, STREAMS[name], watch_pool)
+        if name in ledger_services.STREAMS:
+            return _feed_handler(deployment, access, ledger_services.STREAMS[name], feed_pool)
+        if name in ledger_services.METHODS:
+            method = ledger_services.METHODS[name]
+            return _handler(partial(_ledger_answer, deployment, access, method), method.bytes_max, turns)
+        return _handler(partial(answer, deployment, METHODS[name]), METHODS[name].bytes_max, turns)
 
     return [
         grpc.method_handlers_generic_handler(
@@ -476,15 +511,22 @@ def handlers(
     ]
 
 
+def _ledger_answer(
+    deployment: Deployment, access: LedgerAccess, method: ledger_services.LedgerMethod[Any], data: bytes
+) -> bytes:
+    message = translate.parse(method.request, data, method.bytes_max)
+    return method.call(deployment, access, message).SerializeToString()
+
+
 def _handler(
-    deployment: Deployment, method: Method[Any], turns: Turns
+    work_on: Callable[[bytes], bytes], bytes_max: int, turns: Turns
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
     def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
         try:
             # Before it waits: what is too long must not wait in memory.
-            translate.check_length(data, method.bytes_max)
+            translate.check_length(data, bytes_max)
             with turns.taken(len(data), context):
-                return answer(deployment, method, data)
+                return work_on(data)
         except TooLate:
             context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the call was worked on"
@@ -498,19 +540,39 @@ def _handler(
     return grpc.unary_unary_rpc_method_handler(handle)
 
 
-def _stream_handler(
+def _watch_handler(
     watches: StockWatches, stream: Stream[Any], pool: ThreadPoolExecutor
+) -> grpc.RpcMethodHandler[bytes, bytes]:
+    def begin(data: bytes) -> Lasting:
+        return stream.begin(watches, translate.parse(stream.request, data, limits.MESSAGE_BYTES_MAX))
+
+    return _stream_handler(begin, translate.watch_response, pool)
+
+
+def _feed_handler(
+    deployment: Deployment,
+    access: LedgerAccess,
+    stream: ledger_services.LedgerStream[Any, Any],
+    pool: ThreadPoolExecutor,
+) -> grpc.RpcMethodHandler[bytes, bytes]:
+    def begin(data: bytes) -> Lasting:
+        return stream.begin(deployment, access, translate.parse(stream.request, data, stream.bytes_max))
+
+    return _stream_handler(begin, stream.tell, pool)
+
+
+def _stream_handler(
+    begin: Callable[[bytes], Lasting], tell: Callable[[Any], Message], pool: ThreadPoolExecutor
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
     def handle(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
-            message = translate.parse(stream.request, data, limits.MESSAGE_BYTES_MAX)
-            with stream.begin(watches, message) as watch:
+            with begin(data) as lasting:
                 # Whoever hangs up, or never reads on, must not hold the thread.
-                watch.when_stalled(context.cancel)
-                if not context.add_callback(watch.close):
+                lasting.when_stalled(context.cancel)
+                if not context.add_callback(lasting.close):
                     return
-                for news in watch:
-                    yield translate.watch_response(news).SerializeToString()
+                for news in lasting:
+                    yield tell(news).SerializeToString()
         except Exception as error:
             context.abort_with_status(rpc_status.to_status(statuses.rich_status(statuses.tell(error))))
             raise

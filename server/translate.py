@@ -198,7 +198,8 @@ def _next(verdict: Verdict) -> types_pb.NextStep.ValueType:
     return types_pb.NextStep.ValueType(verdict.next)
 
 
-def _line_states(lines: Iterable[LineState]) -> list[types_pb.LineState]:
+def line_states(lines: Iterable[LineState]) -> list[types_pb.LineState]:
+    """Write lines of a code for the wire."""
     return [types_pb.LineState(sku_id=line.sku_id, count=line.count, left=line.left) for line in lines]
 
 
@@ -212,7 +213,7 @@ def code(record: calls.Record) -> types_pb.Code:
         mall_id=record.mall_id,
         store_id=record.store_id,
         order_id=record.order_id,
-        lines=_line_states(record.lines),
+        lines=line_states(record.lines),
         channel=types_pb.Channel.ValueType(record.channel),
         policy_version=record.policy_version,
         issued_at_ms=record.issued_at_ms,
@@ -231,7 +232,7 @@ def code(record: calls.Record) -> types_pb.Code:
         review_id=event_id(record.lock),
         pin_generation=record.pin_generation,
         bundles=[
-            types_pb.Bundle(sku_id=bundle.sku_id, units=bundle.units, parts=_line_states(bundle.parts))
+            types_pb.Bundle(sku_id=bundle.sku_id, units=bundle.units, parts=line_states(bundle.parts))
             for bundle in record.bundles
         ],
         windows_bind=record.windows_bind,
@@ -272,7 +273,7 @@ def redeem_response(
         request_id=request_id,
         uid=answer.uid.hex(),
         order_id=answer.order_id,
-        lines=_line_states(answer.lines),
+        lines=line_states(answer.lines),
         at_ms=answer.at_ms,
         terminal_id=answer.terminal_id,
         sku_id=answer.sku_id,
@@ -312,7 +313,7 @@ def inspect_response(
         next_step=_next(answer.verdict),
         uid=answer.uid.hex(),
         order_id=answer.order_id,
-        lines=_line_states(answer.lines),
+        lines=line_states(answer.lines),
         at_ms=answer.at_ms,
         terminal_id=answer.terminal_id,
         sku_id=answer.sku_id,
@@ -355,7 +356,7 @@ def reverse_response(
         next_step=_next(answer.verdict),
         request_id=request_id,
         uid=answer.uid.hex(),
-        lines=_line_states(answer.lines),
+        lines=line_states(answer.lines),
         at_ms=answer.at_ms,
         expires_at_ms=answer.expires_at_s * 1000,
         sku_id=answer.sku_id,
@@ -579,7 +580,7 @@ def void_response(
         next_step=_next(answer.verdict),
         request_id=request_id,
         uid=answer.uid.hex(),
-        lines=_line_states(answer.lines),
+        lines=line_states(answer.lines),
         at_ms=answer.at_ms,
         terminal_id=answer.terminal_id,
         event_id=event_id(answer.event),
@@ -824,7 +825,7 @@ def decide_response(request_id: str, answer: calls.ReviewAnswer) -> review_pb.De
         next_step=_next(answer.verdict),
         request_id=request_id,
         uid=answer.uid.hex(),
-        lines=_line_states(answer.lines),
+        lines=line_states(answer.lines),
         at_ms=answer.at_ms,
         sku_id=answer.sku_id,
         event_id=event_id(answer.event),

@@ -52,6 +52,7 @@ def main() -> int:
                     key_rotation_s=settings.key_rotation_h * 3600,
                     certificates=opening.certificates(settings),
                     listen_mtls=settings.listen_mtls,
+                    ledger_url=settings.ledger_address,
                 )
                 try:
                     server.start()

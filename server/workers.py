@@ -125,6 +125,8 @@ def orders_of(
         "store_url": store_url,
         "listen": [one.address for one in listen],
         "listen_mtls": [one.address for one in listen_mtls],
+        # Workers don't know the store as embedded, and would not look beside it.
+        "ledger_url": settings.ledger_address or "off",
     }
     own = settings.embedded and settings.own_passphrase_file.exists()
     if own and settings.passphrase_file is None and PASSPHRASE_VARIABLE not in environ:

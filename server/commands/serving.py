@@ -168,6 +168,7 @@ def _run(
         key_rotation_s=settings.key_rotation_h * 3600,
         certificates=opening.certificates(settings),
         listen_mtls=settings.listen_mtls,
+        ledger_url=settings.ledger_address,
     ).start()
     try:
         freeze_heap()

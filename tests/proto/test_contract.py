@@ -10,17 +10,32 @@ import pytest
 from google.protobuf.descriptor import EnumDescriptor
 
 from engine import claims, policies, stores, verdict
+from engine.ledger import code_events, operations
+from engine.ledger.consumers import Feed
 from ext.datum import Datum
+from pickgate.v1 import code_event_service_pb2 as event_pb
 from pickgate.v1 import code_service_pb2 as code_pb
+from pickgate.v1 import ledger_service_pb2 as ledger_pb
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import review_service_pb2 as review_pb
+from pickgate.v1 import settlement_service_pb2 as settlement_pb
 from pickgate.v1 import stock_service_pb2 as stock_pb
 from pickgate.v1 import store_service_pb2 as store_pb
 from pickgate.v1 import types_pb2 as types_pb
-from server import services, translate_rules
+from server import ledger_services, services, translate_ledger, translate_rules
 from server.plain import enum_prefix
 
-FILES = (types_pb, redemption_pb, code_pb, stock_pb, store_pb, review_pb)
+FILES = (
+    types_pb,
+    redemption_pb,
+    code_pb,
+    stock_pb,
+    store_pb,
+    review_pb,
+    settlement_pb,
+    event_pb,
+    ledger_pb,
+)
 
 TWINS = [
     pytest.param(contract.DESCRIPTOR, engine, id=engine.__name__)
@@ -44,6 +59,7 @@ TWINS = [
         (stock_pb.TransferVerdict, verdict.TransferVerdict),
         (review_pb.ReviewVerdict, verdict.ReviewVerdict),
         (review_pb.Decision, claims.Decision),
+        (ledger_pb.OperationState, operations.State),
     )
 ]
 
@@ -64,6 +80,17 @@ def test_every_value_has_the_same_name_and_number_on_both_sides(
 def test_every_verdict_of_the_engine_is_in_the_contract() -> None:
     in_contract = {param.values[1] for param in TWINS}
     assert set(verdict.Verdict.__subclasses__()) <= in_contract
+
+
+def test_code_events_have_the_numbers_of_the_events_that_are_stored() -> None:
+    wire = {value.name: value.number for value in event_pb.CodeEventType.DESCRIPTOR.values}
+    assert wire.pop("CODE_EVENT_TYPE_UNSPECIFIED") == 0
+    assert wire == {f"CODE_EVENT_TYPE_{type_.name}": type_.value for type_ in code_events.TYPES}
+
+
+def test_every_feed_has_a_kind() -> None:
+    names = {kind: ledger_pb.FeedKind.Name(number) for kind, number in translate_ledger._FEED_KINDS.items()}
+    assert names == {one: f"FEED_KIND_{one.name}" for one in Feed}
 
 
 def test_tiers_are_those_of_the_engine_behind_a_zero_that_says_nothing() -> None:
@@ -131,6 +158,8 @@ def test_the_server_has_every_method_and_no_other() -> None:
     }
     served = {name: method.request for name, method in services.METHODS.items()}
     served |= {name: stream.request for name, stream in services.STREAMS.items()}
+    served |= {name: method.request for name, method in ledger_services.METHODS.items()}
+    served |= {name: stream.request for name, stream in ledger_services.STREAMS.items()}
     assert {name: request.DESCRIPTOR.full_name for name, request in served.items()} == contract
     streaming = {
         f"{service.name}.{method.name}"
@@ -139,7 +168,7 @@ def test_the_server_has_every_method_and_no_other() -> None:
         for method in service.methods
         if method.server_streaming
     }
-    assert set(services.STREAMS) == streaming
+    assert {*services.STREAMS, *ledger_services.STREAMS} == streaming
 
 
 def test_every_answer_of_a_verb_carries_verdict_sentences_and_next_step() -> None:

@@ -195,7 +195,13 @@ def socket_dir() -> Iterator[Path]:
 
 
 def build(
-    stack: ExitStack, data_dir: Path, socket_dir: Path, *, threads: int = 8, durability: str = "memory"
+    stack: ExitStack,
+    data_dir: Path,
+    socket_dir: Path,
+    *,
+    threads: int = 8,
+    durability: str = "memory",
+    ledger_url: str = "",
 ) -> House:
     store = stack.enter_context(
         EmbeddedServer(data_dir, durability="fsync" if durability == "fsync" else "memory")
@@ -212,6 +218,7 @@ def build(
             listen,
             threads=threads,
             look=deployment.look,
+            ledger_url=ledger_url,
         )
     )
     client = stack.enter_context(Client(server.addresses[1]))

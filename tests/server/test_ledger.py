@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from pickgate.v1 import code_event_service_pb2 as event_pb
+from server.client import Client
 from server.daily import Daily
 from tests.race.serving import Serving, is_alive, until
 from tests.race.shop import Shop
@@ -70,6 +72,22 @@ def pickgate(serving: Serving, *words: str) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
+
+
+def ask(serving: Serving, *words: str, code: int = 0) -> str:
+    """What a command prints that asks the server; with `--json` as the last word it is JSON."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PICKGATE_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "server.cli", "--target", serving.address, *words],
+        env=kept | {"PYTHONPATH": os.pathsep.join(("", "proto"))},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
 
 
 def sell(serving: Serving, units: int) -> None:
@@ -227,3 +245,95 @@ def test_the_daily_reconciliation_comes_at_its_time() -> None:
     until(lambda: not running(), "it has ended")
     assert not running(), "once a day"
     daily.stop()
+
+
+# --- the commands that ask the server ---------------------------------------------------------------------------------
+def test_a_reconciliation_over_the_wire(serving: Serving, tmp_path: Path) -> None:
+    sell(serving, 10)
+    until(lambda: rows(serving) == events(serving), "the ledger is complete")
+    books = str(tmp_path / "books.csv")
+    said = ask(serving, "reconciliations", "run", "--actor", "ops:lin", "--csv", books)
+    assert "EQUAL  run 1" in said
+    with open(books) as file:
+        totals = {row["what"]: row["in_ledger"] for row in csv.DictReader(file) if row["kind"] == "total"}
+    assert totals["codes LIVE"] == "10"
+    with serving.open_beside() as deployment:
+        [keys] = deployment.connection.read([("KEYS", "*}s1:*")])
+        deployment.connection.write([("DEL", keys[0])])
+    said = ask(serving, "reconciliations", "run", "--request-id", "request-000001", code=1)
+    assert "on_hand 0 in the store, 10 by the ledger (-10)" in said
+    # The same request again is the same operation, and has its result.
+    again = json.loads(
+        ask(serving, "reconciliations", "run", "--request-id", "request-000001", "--json", code=1)
+    )
+    assert (again["run"], again["cause"], again["clean"]) == (2, "operation", False)
+    listed = json.loads(ask(serving, "reconciliations", "list", "--json"))
+    assert [(one["number"], one["clean"]) for one in listed["runs"]] == [(2, False), (1, True)]
+    assert "EQUAL  run 1" in ask(serving, "reconciliations", "show", "1")
+
+
+def test_an_operation_outlives_the_writer_that_should_take_it_up(serving: Serving) -> None:
+    """It lies in the ledger: the next writer finds it there."""
+    sell(serving, 3)
+    until(lambda: rows(serving) == events(serving), "the ledger is complete")
+    pid = writer_pid(serving)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        begun = json.loads(
+            ask(serving, "reconciliations", "run", "--no-wait", "--request-id", "request-000001", "--json")
+        )
+        assert begun["state"] == "PENDING"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    said = ask(serving, "reconciliations", "run", "--request-id", "request-000001")
+    assert "EQUAL  run 1" in said
+
+
+def test_feeds_over_the_wire_with_workers(tmp_path: Path) -> None:
+    """Every worker tells the same; what one was told to keep, the others know."""
+    with Serving(tmp_path, workers=2) as serving:
+        serving.furnish()
+        sell(serving, 5)
+        until(lambda: rows(serving) == events(serving), "the ledger is complete")
+        said = ask(
+            serving, "events", "follow", "--mall", "1", "--consumer", "shop", "--until-caught-up", "--ack"
+        )
+        assert said.count("  ISSUED  ") == 5
+        cursor = said.split()[-1]
+        request = event_pb.SubscribeCodeEventsRequest(mall_id=1, consumer="shop")
+        # Each client is a connection, and the kernel chooses its worker.
+        for oldest in (False, True) * 4:
+            request.oldest = oldest
+            with Client(serving.address) as client:
+                batch = next(client.stream(client.code_events.SubscribeCodeEvents, request))
+                assert (len(batch.events), batch.cursor) == (5 if oldest else 0, cursor)
+        stored = ask(serving, "events", "ack", cursor, "--mall", "1", "--consumer", "shop")
+        assert stored.startswith(f"ACKNOWLEDGED  {cursor}, at ")
+        said = ask(
+            serving, "settlements", "follow", "--wallet", "purse", "--until-caught-up", "--ack", "--json"
+        )
+        assert (json.loads(said)["settlements"], json.loads(said)["caught_up"]) == ([], True)
+        status = json.loads(ask(serving, "chain", "status", "--json"))
+        assert [(one["feed"], one["name"]) for one in status["consumers"]] == [
+            ("CODE_EVENTS", "shop"),
+            ("SETTLEMENTS", "purse"),
+        ]
+        assert serving.end(signal.SIGTERM) == 0
+
+
+def test_audit_and_chain_over_the_wire(serving: Serving) -> None:
+    sell(serving, 2)
+    until(lambda: rows(serving) == events(serving), "the ledger is complete")
+    first = json.loads(ask(serving, "audit", "--mall", "1", "--count", "2", "--json"))
+    assert [one["what"] for one in first["findings"]] == ["STOCK", "ISSUED"]
+    assert first["findings"][0]["details"]["amount"] == 2
+    rest = json.loads(ask(serving, "audit", "--mall", "1", "--after", first["after"], "--json"))
+    assert ([one["what"] for one in rest["findings"]], rest["after"]) == (["ISSUED"], "")
+    assert f"SOUND  {rows(serving)} rows of" in ask(serving, "chain", "verify")
+    assert "s behind, as of" in ask(serving, "chain", "status")
+    assert "Settlements of order NO-SUCH" in ask(serving, "settlements", "order", "NO-SUCH", "--mall", "1")
+    with closing(sqlite3.connect(serving.data_dir / "ledger.sqlite3", timeout=10)) as connection:
+        connection.execute("UPDATE events SET data = data || x'00' WHERE partition = 1024 AND seq = 2")
+        connection.commit()
+    said = ask(serving, "chain", "verify", "--partition", "control", code=1)
+    assert "BAD  the control partition, row 1-2: its bytes or its link were changed" in said
