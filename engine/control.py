@@ -112,6 +112,8 @@ class Control:
         self._copy: Copy | None = None
         self._revision_seen = 0
         """Highest revision of the keyring that was ever opened here. Outlives a time in which it is locked."""
+        self._bounds_kept = True
+        """Whether every partition has the bounds that the policies of the copy state."""
         self._entries: Mapping[str, Mapping[Any, Any]] = {}
         self._ending = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="pickgate-control", daemon=True)
@@ -173,8 +175,9 @@ class Control:
                 policies = Policies(entries["policies"].values(), entries["stores"], entries["catalogue"])
             else:
                 policies = old.policies
-            if "policies" in changed and versions["policies"]:
-                state.keep_bounds(
+            if ("policies" in changed or not self._bounds_kept) and versions["policies"]:
+                # A primary of a cluster that does not answer must not make the copy grow old for all others.
+                self._bounds_kept = state.keep_bounds(
                     self._connection,
                     versions["policies"],
                     {policy.field: policy.tiers.pack() for policy in policies if policy.tiers is not None},

@@ -15,6 +15,7 @@ from engine.control import Control, Copy, Random
 from engine.errors import DeploymentMismatch, InvalidInput
 from engine.standings import Standings
 from engine.state import control as state
+from engine.state.cluster import connect
 from engine.state.connection import Connection, Durability
 from engine.wrapping import Unlock
 
@@ -80,7 +81,7 @@ class Deployment:
             raise InvalidInput(
                 "only a deployment for tests (durability memory) may leave its clock uncompared"
             )
-        connection = Connection(
+        connection = connect(
             store_url, durability=durability, now_ms=now_ms, replicas=replicas, clock_compared=clock_compared
         )
         try:
@@ -100,7 +101,7 @@ class Deployment:
     @classmethod
     def exists(cls, store_url: str) -> bool:
         """True when the store holds a deployment. Raises StoreUnavailable."""
-        connection = Connection(store_url, durability=Durability.MEMORY, now_ms=system_ms)
+        connection = connect(store_url, durability=Durability.MEMORY, now_ms=system_ms)
         try:
             return state.read_constants(connection) is not None
         finally:
@@ -125,7 +126,7 @@ class Deployment:
         `partitions`, when given, must be the number it was created with. Changes are refused while the ledger is more than
         `ledger_lag_s_max` behind. Raises DeploymentMismatch, StoreSettings, StoreUnavailable, InvalidInput.
         """
-        connection = Connection(store_url, durability=durability, now_ms=now_ms, replicas=replicas)
+        connection = connect(store_url, durability=durability, now_ms=now_ms, replicas=replicas)
         try:
             constants = state.read_constants(connection)
             if constants is None:

@@ -31,9 +31,11 @@ def sweep(deployment: Deployment, *, stopping: Callable[[], bool] = lambda: Fals
     swept, failed = due.sweep(
         deployment.connection, since_ms=deployment.constants.created_at_ms, stopping=stopping
     )
-    transfers.complete(deployment.connection)
-    if failed is not None:
-        raise failed
+    try:
+        transfers.complete(deployment.connection)
+    finally:
+        if failed is not None:
+            raise failed
     return swept
 
 

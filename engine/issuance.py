@@ -34,7 +34,7 @@ from engine.errors import InvalidInput, PickgateError, TooManyItems, UnknownMall
 from engine.idempotency import body_digest, request_digest
 from engine.keyring import Keys
 from engine.registered import registered
-from engine.state import codes, lifecycle
+from engine.state import codes, lifecycle, register
 from engine.state.connection import Connection
 from engine.state.keys import partition_of_store
 from engine.verdict import (
@@ -90,6 +90,13 @@ def hold(deployment: Deployment, batch: Sequence[IssueRequest]) -> list[HoldAnsw
             )
         )
     return outcomes
+
+
+def partitions_of_issue(deployment: Deployment, request: IssueRequest) -> tuple[int, int]:
+    """The partitions that an issue needs: the store's, and that in which its request id is registered."""
+    partitions = len(deployment.connection.partitions)
+    digest = request_digest(f"mall:{request.mall_id}", "issue", request.request_id)
+    return partition_of_store(request.store_id, partitions), register.partition_of(digest, partitions)
 
 
 def _make(

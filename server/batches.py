@@ -24,7 +24,7 @@ class Sorted(NamedTuple):
     """A request that is in order: which owner decides it, and what `begin` needs of it."""
 
     owner: int
-    """0 .. owners - 1."""
+    """0 .. owners - 1, or SEVERAL (engine.state.connection)."""
     prepared: Any
 
 

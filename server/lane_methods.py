@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.message import Message
 
 from engine import calls, issuance, limits
+from engine.claims import partition_of
 from engine.deployment import Deployment
 from engine.errors import PickgateError
 from pickgate.v1 import code_service_pb2 as code_pb
@@ -23,6 +24,7 @@ class _Verb(Blocking):
         message: the request on the wire.
         read: makes a request of the engine of it; raises PickgateError.
         decide: asks the engine; one outcome for each request.
+        partitions: those that a request needs.
     """
 
     def __init__(
@@ -31,25 +33,39 @@ class _Verb(Blocking):
         message: type[Message],
         read: Callable[[Any], Any],
         decide: Callable[[Deployment, Sequence[Any]], list[Outcome]],
+        partitions: Callable[[Deployment, Any], Iterable[int]],
     ) -> None:
         self._deployment = deployment
         self._message = message
         self._read = read
         self._decide = decide
+        self._partitions = partitions
 
     def sort(self, batch: Sequence[bytes]) -> list[Sorted | Outcome]:
-        """See Method. Everything belongs to the one owner there is."""
+        """See Method."""
         return [self._sorted(data) for data in batch]
 
     def _sorted(self, data: bytes) -> Sorted | Outcome:
         try:
-            return Sorted(0, self._read(translate.parse(self._message, data, limits.MESSAGE_BYTES_MAX)))
+            request = self._read(translate.parse(self._message, data, limits.MESSAGE_BYTES_MAX))
+            connection = self._deployment.connection
+            # With one owner there is nothing to look for.
+            several = connection.owners > 1
+            return Sorted(
+                connection.owner_of_all(self._partitions(self._deployment, request)) if several else 0,
+                request,
+            )
         except Exception as error:
             return error
 
     def decide(self, owner: int, batch: Sequence[Any]) -> list[Outcome]:
         """See Method."""
         return self._decide(self._deployment, batch)
+
+
+def _partitions_of_render(deployment: Deployment, request: calls.RenderRequest) -> Iterable[int]:
+    partition = partition_of(request.uid)
+    return (partition if partition < len(deployment.connection.partitions) else 0,)
 
 
 def _issue(deployment: Deployment, batch: Sequence[Any]) -> list[Outcome]:
@@ -86,8 +102,12 @@ def _written(answer: object, write: Callable[..., Message], *args: object) -> Ou
 
 def methods(deployment: Deployment) -> Mapping[str, Method]:
     """The methods of the lane over one deployment, by their path on the wire."""
-    issue = _Verb(deployment, code_pb.IssueRequest, translate.issue_request, _issue)
-    render = _Verb(deployment, code_pb.RenderRequest, translate.render_request, _render)
+    issue = _Verb(
+        deployment, code_pb.IssueRequest, translate.issue_request, _issue, issuance.partitions_of_issue
+    )
+    render = _Verb(
+        deployment, code_pb.RenderRequest, translate.render_request, _render, _partitions_of_render
+    )
     return {
         "/pickgate.v1.RedemptionService/Redeem": hot.Redeem(deployment),
         "/pickgate.v1.RedemptionService/Inspect": hot.Inspect(deployment),

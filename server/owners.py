@@ -5,6 +5,9 @@ one batch in flight. While that waits for the store, on the owner's own thread, 
 back they are sorted, and the next batch goes out before the answers of this one are written. So the store is never idle while there is work, batches
 grow with the load and vanish when there is none, and one slow owner stops only its own calls.
 
+Owners come with their first call: a cluster may grow a primary at any time. Calls that need several of them have an owner of their
+own (engine.state.connection.SEVERAL), so that the calls of each single one never wait for another.
+
 All but the waiting is done by one thread, the lane's, which drains the calls too: nothing here is locked.
 """
 
@@ -109,7 +112,7 @@ class Owners:
 
     Args:
         methods: what calls ask for, by number.
-        owners: how many there are.
+        owners: how many there are to begin with.
         answer: takes outcomes, on the calling thread; it never raises.
         wake: called on an owner's thread when a batch has come back, with one of its calls: see to it that `turn`, then `answer` is called.
         wait_s: how long a call may wait for its owner.
@@ -138,7 +141,8 @@ class Owners:
         self._back: deque[_Flight] = deque()
         """Batches that have come back. The one thing that two threads touch."""
         self._answering: deque[_Flight] = deque()
-        self._owners = [_Owner(number, self._landed) for number in range(owners)]
+        self._owners = {number: _Owner(number, self._landed) for number in range(owners)}
+        self._started = False
         # Statistics.
         self.waiting = 0
         """Calls submitted and not answered."""
@@ -153,12 +157,23 @@ class Owners:
 
     def start(self) -> None:
         """Begin to work."""
-        for owner in self._owners:
+        self._started = True
+        for owner in self._owners.values():
             owner.start()
+
+    def _owner(self, number: int) -> _Owner:
+        owner = self._owners.get(number)
+        if owner is None:
+            owner = _Owner(number, self._landed)
+            if self._started:
+                owner.start()
+            # Another mapping, since `stop` may go through this one.
+            self._owners = {**self._owners, number: owner}
+        return owner
 
     def stop(self) -> None:
         """End the waiting threads, on any thread; nothing is in flight any more, or nobody waits for it."""
-        for owner in self._owners:
+        for owner in self._owners.values():
             owner.stop()
 
     @property
@@ -179,7 +194,7 @@ class Owners:
         busy is sorted as one.
         """
         self._send_all()
-        while self._unsorted and any(owner.flight is None for owner in self._owners):
+        while self._unsorted and any(owner.flight is None for owner in self._owners.values()):
             count = min(len(self._unsorted), limits.BATCH_MAX)
             chunk = [self._unsorted.popleft() for _ in range(count)]
             try:
@@ -250,7 +265,7 @@ class Owners:
         late: list[Waiting] = []
         while self._unsorted and self._unsorted[0].came_s < before_s:
             late.append(self._unsorted.popleft())
-        for owner in self._owners:
+        for owner in self._owners.values():
             while owner.queue and owner.queue[0][0].came_s < before_s:
                 late.append(owner.queue.popleft()[0])
         if late:
@@ -297,7 +312,7 @@ class Owners:
                 self.expired += isinstance(result, TooLate)
                 done.append((call, result))
                 continue
-            owner = self._owners[result.owner]
+            owner = self._owner(result.owner)
             if self._expected_s(owner, now_s) > call.deadline_s - unix_s:
                 self.shed += 1
                 done.append((call, _CROWDED))
@@ -320,7 +335,7 @@ class Owners:
 
     # --- deciding ---------------------------------------------------------------------------------------------
     def _send_all(self) -> None:
-        for owner in self._owners:
+        for owner in self._owners.values():
             while owner.queue and owner.flight is None:
                 self._send(owner)
 

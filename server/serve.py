@@ -150,6 +150,7 @@ class Server:
             self._lane = found(
                 self._server,
                 lane_methods.methods(deployment),
+                deployment.connection.owners,
                 queue_calls_max=queue_calls_max,
                 request_wait_s=request_wait_s,
             )

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from engine.errors import LedgerConflict, NotReplicated, Unavailable
+from engine.errors import LedgerConflict, NotReplicated, StoreUnavailable, Unavailable
 from engine.ledger import heads
 from engine.ledger.attempts import AttemptsWriter
 from engine.ledger.heads import Signer
@@ -69,6 +69,8 @@ class Writer:
         self._heads: dict[int, Head] = {}
         self._marked: dict[int, Place] = {}
         """Up to where the store was told."""
+        self._unseen: set[int] = set()
+        """Partitions whose server did not answer when it was to be seen whether store and ledger agree."""
         self._caught_up_ms: dict[int, int] = {}
         """Of each partition, a time (unix ms) before which all its events are in the ledger."""
         self._published_at_s = float("-inf")
@@ -81,7 +83,8 @@ class Writer:
     def start(self) -> None:
         """Find the place to go on from, and see that store and ledger agree there.
 
-        Raises LedgerConflict, StoreUnavailable, LedgerUnavailable.
+        A partition whose server does not answer, while others do, is looked at before the first of its events is taken. Raises
+        LedgerConflict, StoreUnavailable, LedgerUnavailable.
         """
         known = self._ledger.heads()
         self._heads = {
@@ -91,8 +94,14 @@ class Writer:
             raise LedgerConflict(
                 f"the ledger has partition {strange[0]}, the store has not: it belongs to another store"
             )
+        self._unseen.clear()
         for number, head in self._heads.items():
-            self._see_overlap(number, head)
+            try:
+                self._see_overlap(number, head)
+            except StoreUnavailable:
+                self._unseen.add(number)
+                if len(self._unseen) == len(self._heads):
+                    raise
         self._attempts.start()
         self._ledger.keep_setup(*self._streams.setup())
 
@@ -113,6 +122,9 @@ class Writer:
         asked_at_ms = self._now_ms()
         places = {number: head.place for number, head in self._heads.items()}
         found = self._streams.read(places, block_ms)
+        for number in self._unseen & found.keys():
+            self._see_overlap(number, self._heads[number])
+            self._unseen.discard(number)
         for number, entries in found.items():
             self._see_that_they_follow(number, entries)
         if found:
@@ -130,6 +142,8 @@ class Writer:
         if CONTROL in found:
             self._ledger.keep_setup(*self._streams.setup())
         for number in self._heads:
+            if number in self._streams.unread:
+                continue
             entries = found.get(number, [])
             if len(entries) < ENTRIES_MAX:
                 self._caught_up_ms[number] = asked_at_ms
@@ -147,7 +161,7 @@ class Writer:
         news = {
             number: head.place
             for number, head in self._heads.items()
-            if head.rows and self._marked.get(number) != head.place
+            if head.rows and self._marked.get(number) != head.place and number not in self._streams.unread
         }
         if news:
             self._streams.mark(news)

@@ -3,6 +3,9 @@
 A server is greeted on every new connection, before anything else is sent on it. When it is another one than before (its
 run_id differs: it restarted, or a replica was promoted), its settings are checked against the durability that was asked for,
 the scripts are loaded, and every partition starts a new epoch there, all before the connection is used.
+
+`Connection` is a store of one server. One of several, a cluster, is engine.state.cluster; `engine.state.cluster.connect` makes
+the one that an address asks for.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import hiredis
 import redis
@@ -40,10 +43,15 @@ from engine.state.keys import PartitionKeys
 VERSION_MIN: Final = (7, 0)
 VERSION_WAITAOF: Final = (7, 2)
 CONNECTIONS_MAX: Final = 64
-"""Connections of one process. A caller that finds none free waits, bounded by STORE_TIMEOUT_S."""
+"""Connections of one process to one server. A caller that finds none free waits, bounded by STORE_TIMEOUT_S."""
+SEVERAL: Final = -1
+"""In place of an owner: a call that needs more than one."""
+
+Command: TypeAlias = tuple[bytes | str | int, ...]
+"""One plain command. All its keys are of one partition."""
 
 
-_command: Final[Callable[[tuple[bytes | str | int, ...]], bytes]] = hiredis.pack_command  # type: ignore[assignment]
+command_bytes: Final[Callable[[tuple[bytes | str | int, ...]], bytes]] = hiredis.pack_command  # type: ignore[assignment]
 """Writes one command as the store reads it. The published type takes tuples of one part only."""
 
 
@@ -177,10 +185,13 @@ class Connection:
         self.now_ms = now_ms
         self.clock_compared = clock_compared
         self.partitions: tuple[PartitionKeys, ...] = ()
+        store_url.check(url)
+        self._connect(url)
+
+    def _connect(self, url: str) -> None:
         self._greeted_run_id = ""
         self._greeting = threading.Lock()
-        store_url.check(url)
-        self._pool = redis.BlockingConnectionPool.from_url(
+        self._pool: Any = redis.BlockingConnectionPool.from_url(
             url,
             max_connections=CONNECTIONS_MAX,
             timeout=limits.STORE_TIMEOUT_S,
@@ -202,6 +213,18 @@ class Connection:
         """Which of them has a partition, 0 .. owners - 1."""
         return 0
 
+    def owner_of_all(self, partitions: Iterable[int]) -> int:
+        """Which of them has all of some partitions; SEVERAL if they lie with more than one."""
+        owners = {self.owner_of(partition) for partition in partitions}
+        return owners.pop() if len(owners) == 1 else SEVERAL
+
+    def by_owner(self) -> list[list[int]]:
+        """All partitions, those of one owner together."""
+        groups: dict[int, list[int]] = {}
+        for partition in range(len(self.partitions)):
+            groups.setdefault(self.owner_of(partition), []).append(partition)
+        return list(groups.values())
+
     def close(self) -> None:
         """Close every connection."""
         self._client.close()
@@ -211,8 +234,8 @@ class Connection:
     def _greet(self, connection: Any) -> None:
         """Runs on each new connection, before it is used (called by the driver)."""
         connection.on_connect()
-        info = _ask(connection, "INFO", "server")
-        run_id = _info(info, "run_id")
+        info = ask(connection, "INFO", "server")
+        run_id = self._identity(connection, info)
         with self._greeting:
             if run_id == self._greeted_run_id:
                 return
@@ -222,14 +245,21 @@ class Connection:
             except SetupError as error:
                 raise _Refused(error) from None
             for script in scripts.ALL:
-                _ask(connection, "SCRIPT", "LOAD", script.source)
-            for keys in self.partitions:
-                self._open_partition(connection, keys, run_id, create=False)
+                ask(connection, "SCRIPT", "LOAD", script.source)
+            self._open_partitions(connection, run_id)
             self._greeted_run_id = run_id
+
+    def _identity(self, connection: Any, info: bytes) -> str:
+        """What tells a server from the one that was there before."""
+        return field_of(info, "run_id")
+
+    def _open_partitions(self, connection: Any, run_id: str) -> None:
+        for keys in self.partitions:
+            self._open_partition(connection, keys, run_id, create=False)
 
     def _open_partition(self, connection: Any, keys: PartitionKeys, run_id: str, *, create: bool) -> None:
         args = (self.now_ms(), int(self.clock_compared), run_id, int(create))
-        _ask(connection, "EVALSHA", scripts.OPEN.sha, 2, keys.meta, keys.events, *args)
+        ask(connection, "EVALSHA", scripts.OPEN.sha, 2, keys.meta, keys.events, *args)
 
     def _facts(self, connection: Any, info: bytes) -> ServerFacts:
         names = (
@@ -242,21 +272,21 @@ class Connection:
         settings = {}
         for name in names:
             try:
-                pair = _ask(connection, "CONFIG", "GET", name)
+                pair = ask(connection, "CONFIG", "GET", name)
             except ResponseError:
                 continue  # a managed store without CONFIG: check_settings says "no answer"
             if len(pair) == 2:
                 settings[pair[0].decode()] = pair[1].decode()
         product = "valkey" if b"valkey_version:" in info else "redis"
-        version = _info(info, f"{product}_version")
+        version = field_of(info, f"{product}_version")
         return ServerFacts(
-            product, tuple(int(part) for part in version.split(".")[:3]), _info(info, "run_id"), settings
+            product, tuple(int(part) for part in version.split(".")[:3]), field_of(info, "run_id"), settings
         )
 
     def facts(self) -> ServerFacts:
         """Ask the server what it is and how it is set. Raises StoreUnavailable."""
         with self._borrowed() as connection:
-            return self._facts(connection, _ask(connection, "INFO", "server"))
+            return self._facts(connection, ask(connection, "INFO", "server"))
 
     def look(self, *, settings: bool) -> None:
         """Look whether the store still has every partition and, with `settings`, is still set as the durability needs.
@@ -271,14 +301,14 @@ class Connection:
         """Set the deployment's partitions and open (or create) each on the server. Raises PickgateError."""
         partitions = tuple(PartitionKeys(tag) for tag in tags)
         with self._borrowed() as connection, self._greeting:
-            run_id = _info(_ask(connection, "INFO", "server"), "run_id")
+            run_id = self._identity(connection, ask(connection, "INFO", "server"))
             for keys in partitions:
                 self._open_partition(connection, keys, run_id, create=create)
             self.partitions = partitions
             self._greeted_run_id = run_id
 
-    def _borrowed(self) -> _Borrowed:
-        return _Borrowed(self._pool)
+    def _borrowed(self) -> Borrowed:
+        return Borrowed(self._pool)
 
     # --- running ----------------------------------------------------------------------------------------------
     def run(self, calls: Sequence[Call]) -> list[Any | PickgateError]:
@@ -295,18 +325,22 @@ class Connection:
         """
         head = (self.now_ms(), int(self.clock_compared))
         commands = [
-            _command(("EVALSHA", call.script.sha, len(call.keys), *call.keys, *head, *call.args))
+            command_bytes(("EVALSHA", call.script.sha, len(call.keys), *call.keys, *head, *call.args))
             for call in calls
         ]
         if self.durability is Durability.REPLICATED:
             # WAIT first: what a replica acknowledges in answer to a first question is what it had synced before it read
             # the batch, and its next acknowledgement comes by itself a second later. By the second question it has synced.
-            commands.append(_command(("WAIT", self.replicas, limits.REPLICATION_TIMEOUT_MS)))
-            commands.append(_command(("WAITAOF", 1, self.replicas, limits.REPLICATION_TIMEOUT_MS)))
+            commands.append(command_bytes(("WAIT", self.replicas, limits.REPLICATION_TIMEOUT_MS)))
+            commands.append(command_bytes(("WAITAOF", 1, self.replicas, limits.REPLICATION_TIMEOUT_MS)))
         return Packed([call.script for call in calls], commands)
 
     def exchange(self, packed: Packed) -> list[Any | PickgateError]:
         """Send what was packed, in one write, and wait for the outcomes, as `run`. Never raises."""
+        return [settled(outcome) for outcome in self._outcomes(packed)]
+
+    def _outcomes(self, packed: Packed) -> list[Any]:
+        """As `exchange`, the store's own error replies as the driver has them."""
         outcomes = self._exchange(packed)
         again = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, NoScriptError)]
         if again:
@@ -314,16 +348,16 @@ class Connection:
             try:
                 with self._borrowed() as connection:
                     for script in {packed.scripts[n].sha: packed.scripts[n] for n in again}.values():
-                        _ask(connection, "SCRIPT", "LOAD", script.source)
+                        ask(connection, "SCRIPT", "LOAD", script.source)
             except PickgateError as error:
-                return [error if n in again else _settled(outcome) for n, outcome in enumerate(outcomes)]
+                return [error if n in again else outcome for n, outcome in enumerate(outcomes)]
             behind = packed.commands[len(packed.scripts) :]
             retry = Packed(
                 [packed.scripts[n] for n in again], [*(packed.commands[n] for n in again), *behind]
             )
             for n, outcome in zip(again, self._exchange(retry), strict=True):
                 outcomes[n] = outcome
-        return [_settled(outcome) for outcome in outcomes]
+        return outcomes
 
     def _exchange(self, packed: Packed) -> list[Any]:
         outcomes: list[Any] = []
@@ -345,11 +379,15 @@ class Connection:
                     f"the change did not reach the disk of {self.replicas} replicas within"
                     f" {limits.REPLICATION_TIMEOUT_MS} ms: retry with the same request id"
                 )
-                return [missed for _ in packed.scripts]
+                # What was refused did nothing, here or anywhere.
+                return [outcome if isinstance(outcome, RedisError) else missed for outcome in outcomes]
         return outcomes
 
-    def read(self, commands: Sequence[tuple[bytes | str | int, ...]]) -> list[Any]:
-        """Run plain read commands in one write. Raises the error of the first that fails."""
+    def read(self, commands: Sequence[Command]) -> list[Any]:
+        """Run plain read commands in one write. Raises the error of the first that fails.
+
+        In a cluster one without a key (INFO, TIME) asks the server that has the control partition.
+        """
         pipeline: Any = self._client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
@@ -364,11 +402,37 @@ class Connection:
         For replies of thousands of entries, which the driver would make dicts of. Raises StoreUnavailable.
         """
         with self._borrowed() as connection:
-            return _ask(connection, *command)
+            return ask(connection, *command)
 
-    def read_of(
-        self, partitions: Iterable[int], commands: Sequence[tuple[bytes | str | int, ...]]
-    ) -> list[Any]:
+    def read_streams(
+        self, places: Mapping[bytes, bytes], count: int, block_ms: int
+    ) -> tuple[dict[bytes, list[Any]], frozenset[bytes]]:
+        """What lies behind a place of each stream, at most `count` entries of each; streams without news are left out.
+
+        Waits for at most block_ms milliseconds (0: not at all; less than the store's timeout) while there is nothing anywhere.
+
+        Returns the entries, as the wire has them, by stream; and the streams that could not be read now, whose server does not answer
+        in time. Raises StoreUnavailable when that is all of them.
+        """
+        block: tuple[str | int, ...] = ("BLOCK", block_ms) if block_ms else ()
+        reply = self.read_raw(("XREAD", "COUNT", count, *block, "STREAMS", *places, *places.values()))
+        return dict(reply or ()), frozenset()
+
+    def scan(self, pattern: str, count: int) -> set[bytes]:
+        """Every key of the store whose name matches, asked for `count` at a time. Raises StoreUnavailable."""
+        found: set[bytes] = set()
+        cursor = b"0"
+        while True:
+            cursor, keys = self.read_raw(("SCAN", cursor, "MATCH", pattern, "COUNT", count))
+            found.update(keys)
+            if cursor == b"0":
+                return found
+
+    def is_empty(self) -> bool:
+        """Whether the store holds nothing at all. Raises StoreUnavailable."""
+        return int(self.read_raw(("DBSIZE",))) == 0
+
+    def read_of(self, partitions: Iterable[int], commands: Sequence[Command]) -> list[Any]:
         """Read, as `read`, from partitions that must be there: nothing found in an emptied store is no answer.
 
         Raises StoreUnavailable too when one of the partitions isn't in the store.
@@ -381,8 +445,8 @@ class Connection:
             raise emptied("the partition is not initialised in this store")
         return replies[: len(commands)]
 
-    def write(self, commands: Sequence[tuple[bytes | str | int, ...]]) -> list[Any]:
-        """Run plain write commands as one transaction (for creating a deployment). Raises PickgateError."""
+    def write(self, commands: Sequence[Command]) -> list[Any]:
+        """Run plain write commands as one transaction (in a cluster: one for each partition). Raises PickgateError."""
         pipeline: Any = self._client.pipeline(transaction=True)
         for command in commands:
             pipeline.execute_command(*command)
@@ -392,17 +456,23 @@ class Connection:
             raise translate(error) from None
 
 
-class _Borrowed:
-    """A connection of the pool for one raw exchange; failures come out as errors of ours."""
+class Borrowed:
+    """A connection of the pool for one raw exchange; failures come out as errors of ours.
 
-    def __init__(self, pool: Any) -> None:
+    failed: told of each failure of the driver.
+    """
+
+    def __init__(self, pool: Any, failed: Callable[[RedisError], None] | None = None) -> None:
         self._pool = pool
+        self._failed = failed
         self._connection: Any = None
 
     def __enter__(self) -> Any:
         try:
             self._connection = self._pool.get_connection()
         except RedisError as error:
+            if self._failed is not None:
+                self._failed(error)
             raise translate(error) from None
         return self._connection
 
@@ -411,19 +481,24 @@ class _Borrowed:
             self._connection.disconnect()
         self._pool.release(self._connection)
         if isinstance(error, RedisError):
+            if self._failed is not None:
+                self._failed(error)
             raise translate(error) from None
 
 
-def _settled(outcome: Any) -> Any:
+def settled(outcome: Any) -> Any:
+    """An outcome, errors of the driver as ours."""
     return translate(outcome) if isinstance(outcome, RedisError) else outcome
 
 
-def _ask(connection: Any, *command: bytes | str | int) -> Any:
+def ask(connection: Any, *command: bytes | str | int) -> Any:
+    """Send one command on a connection and read its reply. Raises RedisError."""
     connection.send_command(*command)
     return connection.read_response()
 
 
-def _info(info: bytes | str, field: str) -> str:
+def field_of(info: bytes | str, field: str) -> str:
+    """One field of what INFO said. Raises ResponseError when it isn't there."""
     text = info.decode() if isinstance(info, bytes) else info
     found = re.search(rf"^{field}:(.*?)\r?$", text, re.MULTILINE)
     if found is None:

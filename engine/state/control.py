@@ -146,13 +146,17 @@ def put(
     return int(reply[1])
 
 
-def keep_bounds(connection: Connection, version: int, bounds: Mapping[str, bytes]) -> None:
-    """Bring the bounds of tiers, as policies of this version state them, to every partition. Raises StoreUnavailable.
+def keep_bounds(connection: Connection, version: int, bounds: Mapping[str, bytes]) -> bool:
+    """Bring the bounds of tiers, as policies of this version state them, to every partition.
 
     bounds: by the policy's scope ("deployment", "store:7", "sku:1:100"), packed as layouts.TIERS.
+
+    Returns False when those of one owner among several did not get them: bring them again. Raises StoreUnavailable.
     """
     flat = [part for scope, packed in bounds.items() for part in (scope.encode("ascii"), packed)]
     calls = [Call(scripts.BOUNDS, names.own, [version, *flat]) for names in connection.partitions]
-    for outcome in connection.run(calls):
-        if isinstance(outcome, PickgateError):
-            raise outcome
+    outcomes = connection.run(calls)
+    errors = [outcome for outcome in outcomes if isinstance(outcome, PickgateError)]
+    if errors and (connection.owners == 1 or len(errors) == len(outcomes)):
+        raise errors[0]
+    return not errors

@@ -56,22 +56,29 @@ def sweep(
     `stopping` is asked after every batch: once it says True, the rest is left for the next sweep.
 
     Gives what was done, and the first error met. A partition that fails is left at its last finished minute, and the others
-    go on. Raises StoreUnavailable when the store can't be read at all.
+    go on, as do those of other owners when one can't be reached. Raises StoreUnavailable when the only one can't.
     """
     now_s = connection.now_ms() // 1000
     last = (now_s - SETTLE_S) // 60
     swept = Swept()
     failed: PickgateError | None = None
-    facts = connection.read_of(
-        range(len(connection.partitions)), [("HGET", names.meta, "swept") for names in connection.partitions]
-    )
-    for names, done in zip(connection.partitions, facts, strict=True):
-        # A minute ahead of the time was noted by mistake: begin again where nothing can have been missed.
-        first = int(done) + 1 if done and int(done) <= now_s // 60 else since_ms // 60_000
+    groups = connection.by_owner()
+    for group in groups:
+        partitions = [connection.partitions[number] for number in group]
         try:
-            swept += _sweep_partition(connection, names, range(first, last + 1), stopping)
+            facts = connection.read_of(group, [("HGET", names.meta, "swept") for names in partitions])
         except PickgateError as error:
+            if len(groups) == 1:
+                raise
             failed = failed or error
+            continue
+        for names, done in zip(partitions, facts, strict=True):
+            # A minute ahead of the time was noted by mistake: begin again where nothing can have been missed.
+            first = int(done) + 1 if done and int(done) <= now_s // 60 else since_ms // 60_000
+            try:
+                swept += _sweep_partition(connection, names, range(first, last + 1), stopping)
+            except PickgateError as error:
+                failed = failed or error
     return swept, failed
 
 

@@ -52,8 +52,7 @@ class Contents:
 
 def is_empty(connection: Connection) -> bool:
     """Whether the store holds nothing at all. Raises StoreUnavailable."""
-    [keys] = connection.read([("DBSIZE",)])
-    return int(keys) == 0
+    return connection.is_empty()
 
 
 def fill_partition(connection: Connection, names: PartitionKeys, held: Contents) -> None:

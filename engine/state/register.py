@@ -38,6 +38,11 @@ def strike_out(connection: Connection, entries: Sequence[Entry]) -> None:
         _run(connection, entries, enter=False)
 
 
+def partition_of(request: bytes, partitions: int) -> int:
+    """The partition in which a request id (its digest) is registered."""
+    return int.from_bytes(request[4:8], "big") % partitions
+
+
 def _run(connection: Connection, entries: Sequence[Entry], *, enter: bool) -> list[PickgateError | None]:
     partitions = len(connection.partitions)
     # An id may stand more than once in a call.
@@ -52,7 +57,7 @@ def _run(connection: Connection, entries: Sequence[Entry], *, enter: bool) -> li
         connection,
         scripts.REGISTER,
         distinct,
-        lambda entry: int.from_bytes(entry.request[4:8], "big") % partitions,
+        lambda entry: partition_of(entry.request, partitions),
         pack,
         first_args=(int(enter),),
     )

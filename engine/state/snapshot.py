@@ -62,15 +62,11 @@ def _stock_keys(connection: Connection) -> dict[int, list[bytes]]:
     """The stock hashes that there are, of each partition, whoever made them. Raises StoreUnavailable."""
     prefixes = {b"{" + names.tag + b"}s": number for number, names in enumerate(connection.partitions)}
     found: dict[int, set[bytes]] = {number: set() for number in range(len(connection.partitions))}
-    cursor = b"0"
-    while True:
-        cursor, keys = connection.read_raw(["SCAN", cursor, "MATCH", "{*}s*", "COUNT", SCAN_COUNT])
-        for key in keys:
-            number = prefixes.get(key[: key.index(b"}") + 2])
-            if number is not None:
-                found[number].add(key)
-        if cursor == b"0":
-            return {number: sorted(keys) for number, keys in found.items()}
+    for key in connection.scan("{*}s*", SCAN_COUNT):
+        number = prefixes.get(key[: key.index(b"}") + 2])
+        if number is not None:
+            found[number].add(key)
+    return {number: sorted(keys) for number, keys in found.items()}
 
 
 def _read_shelves(connection: Connection, number: int, keys: Sequence[bytes]) -> Shelves:

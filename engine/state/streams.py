@@ -111,6 +111,8 @@ class Streams:
         }
         self._numbers = {events: number for number, (_, events) in self._names.items()}
         self._facts = control.meta
+        self.unread: frozenset[int] = frozenset()
+        """Partitions that the last `read` could not look at, because their server did not answer in time."""
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -121,15 +123,14 @@ class Streams:
         """What lies behind a place, of each partition at most ENTRIES_MAX events; a partition without news is left out.
 
         Waits for at most block_ms milliseconds (0: not at all; less than the store's timeout) while there is nothing anywhere.
-        Raises StoreUnavailable.
+        See `unread`. Raises StoreUnavailable when nothing can be read.
         """
-        streams = [self._names[number][1] for number in places]
-        ids = [_id(number, place) for number, place in places.items()]
-        block: tuple[str | int, ...] = ("BLOCK", block_ms) if block_ms else ()
-        reply = self._connection.read_raw(("XREAD", "COUNT", ENTRIES_MAX, *block, "STREAMS", *streams, *ids))
+        ids = {self._names[number][1]: _id(number, place) for number, place in places.items()}
+        found, unread = self._connection.read_streams(ids, ENTRIES_MAX, block_ms)
+        self.unread = frozenset(self._numbers[stream] for stream in unread)
         return {
-            self._numbers[stream]: list(_entries(self._numbers[stream], found))
-            for stream, found in reply or ()
+            self._numbers[stream]: list(_entries(self._numbers[stream], entries))
+            for stream, entries in found.items()
         }
 
     def before(self, number: int, place: Place, count: int) -> list[Entry]:
@@ -158,13 +159,16 @@ class Streams:
         return lasts
 
     def attempts(self, seen: Mapping[int, tuple[int, int]]) -> dict[int, list[Attempt]]:
-        """Refused attempts behind those seen, of each partition at most ENTRIES_MAX; does not wait. Raises StoreUnavailable."""
+        """Refused attempts behind those seen, of each partition at most ENTRIES_MAX; does not wait.
+
+        Those whose server does not answer are left out. Raises StoreUnavailable when nothing can be read.
+        """
         streams = [keys.attempts for keys in self._connection.partitions]
-        ids = [b"%d-%d" % seen.get(number, (0, 0)) for number in range(len(streams))]
-        reply = self._connection.read_raw(("XREAD", "COUNT", ENTRIES_MAX, "STREAMS", *streams, *ids))
+        ids = {stream: b"%d-%d" % seen.get(number, (0, 0)) for number, stream in enumerate(streams)}
+        found, _ = self._connection.read_streams(ids, ENTRIES_MAX, 0)
         return {
-            streams.index(stream): [_attempt(entry_id, data) for entry_id, (_, data) in found]
-            for stream, found in reply or ()
+            streams.index(stream): [_attempt(entry_id, data) for entry_id, (_, data) in entries]
+            for stream, entries in found.items()
         }
 
     def setup(self) -> tuple[bytes, bytes]:

@@ -67,10 +67,20 @@ def transfer(connection: Connection, items: Sequence[TransferItem]) -> list[Tran
 
 
 def complete(connection: Connection) -> int:
-    """Bring in all units that are in transit; how many transfers arrived. Raises the first error met."""
+    """Bring in all units that are in transit, as far as that can be done now; how many transfers arrived.
+
+    Raises the first error met.
+    """
     waiting: list[TransferItem] = []
+    failed: PickgateError | None = None
     for names in connection.partitions:
-        [pairs] = connection.read([("HGETALL", names.transit)])
+        try:
+            [pairs] = connection.read([("HGETALL", names.transit)])
+        except PickgateError as error:
+            if connection.owners == 1:
+                raise
+            failed = failed or error
+            continue
         found = pairs.items() if isinstance(pairs, dict) else zip(pairs[::2], pairs[1::2], strict=True)
         for field, data in found:
             request, departure = field[:REQUEST_BYTES], field[REQUEST_BYTES:]
@@ -79,9 +89,9 @@ def complete(connection: Connection) -> int:
             waiting.append(
                 TransferItem(request, body, mall, store, other, sku, amount, actor, departure=departure)
             )
-    for error in _arrive(connection, waiting):
-        if error is not None:
-            raise error
+    failed = failed or next((error for error in _arrive(connection, waiting) if error is not None), None)
+    if failed is not None:
+        raise failed
     return len(waiting)
 
 

@@ -28,7 +28,7 @@ from engine.ledger.reconcile import Run
 from engine.ledger.verify import Range
 from engine.ledger.verify import verify as verify_ledger
 from engine.ledger.writer import Writer
-from engine.state.connection import Connection
+from engine.state.cluster import connect
 from engine.state.streams import CONTROL, Place, Streams
 from server import checks, opening
 from server.asked import Asked
@@ -370,7 +370,7 @@ def rebuild(
         replicas=replicas,
     )
     with opening.store(settings) as url, Ledger.open(ledger_address(settings)) as opened:
-        connection = Connection(
+        connection = connect(
             url, durability=Durability(settings.durability), now_ms=system_ms, replicas=settings.replicas
         )
         try:

@@ -1,0 +1,300 @@
+"""A store of two primaries under a real server: one stops and only its own stores do; a slot moves under load."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import pytest
+
+from engine import limits
+from engine.claims import partition_of
+from engine.deployment import Deployment
+from engine.state.events import EventType
+from engine.state.keys import partition_of_store, slot_of, spread_tags
+from pickgate.v1 import code_service_pb2 as code_pb
+from pickgate.v1 import redemption_service_pb2 as redemption_pb
+from pickgate.v1 import types_pb2
+from server.client import CallFailed, Client
+from server.config import parse_listen
+from server.serve import Server
+from tests.clusters import ClusterServers, until
+from tests.engine.fold import check_against_store, fold
+from tests.engine.shop import read_events
+from tests.race import shop as shops
+from tests.race.shop import MALL, OTHER_STORE, PARTITIONS, SOAK, STORE, Shop
+
+pytestmark = pytest.mark.fault
+
+CALL_S_MAX: Final = 7.5
+"""Three seconds for a connection, three for the answer, and slack for a busy machine."""
+REFUSED_S_MAX: Final = 1.0
+"""For what needs a primary that is known not to answer: nothing is waited for."""
+NEAR_S_MAX: Final = 1.0
+"""Half of the calls for the other store are far below; the slowest of a busy machine's may take so long, and a third of the timeout."""
+
+PAUSE_S: Final = 0.01
+"""Between two calls of those who go on, so that their codes last as long as the stop."""
+
+
+@dataclass
+class Tried:
+    """What became of one call."""
+
+    request_id: str
+    code: grpc.StatusCode
+    s: float
+    verdict: str = ""
+    replayed: bool = False
+    reason: str = ""
+
+
+@dataclass
+class Mall:
+    """A served deployment in a cluster."""
+
+    cluster: ClusterServers
+    deployment: Deployment
+    server: Server
+    client: Client
+    shop: Shop
+    tried: list[Tried] = field(default_factory=list)
+
+    def redeem(self, request_id: str, text: str, store_id: int) -> Tried:
+        """One try of a redemption, errors as values."""
+        request = redemption_pb.RedeemRequest(
+            terminal=types_pb2.Terminal(mall_id=MALL, store_id=store_id, terminal_id=3),
+            request_id=request_id,
+            code=text,
+        )
+        return self._try(self.client.redemption.Redeem, request, request_id)
+
+    def issue(self, request_id: str, sku_id: int, store_id: int) -> Tried:
+        """One try to issue a code."""
+        request = code_pb.IssueRequest(
+            mall_id=MALL,
+            request_id=request_id,
+            store_id=store_id,
+            order_id="order",
+            lines=[types_pb2.Line(sku_id=sku_id, count=1)],
+            version=types_pb2.VERSION_DYNAMIC,
+            suite=types_pb2.SUITE_AES,
+        )
+        return self._try(self.client.codes.Issue, request, request_id)
+
+    def _try(self, method: Any, request: Any, request_id: str) -> Tried:
+        began_s = time.monotonic()
+        try:
+            answer = self.client.call(method, request)
+        except CallFailed as failed:
+            return Tried(request_id, failed.code, time.monotonic() - began_s, reason=failed.reason)
+        name = answer.DESCRIPTOR.fields_by_name["verdict"].enum_type.values_by_number[answer.verdict].name
+        return Tried(
+            request_id,
+            grpc.StatusCode.OK,
+            time.monotonic() - began_s,
+            name.partition("VERDICT_")[2],
+            answer.replayed,
+        )
+
+    def settle(self, request_id: str, text: str, store_id: int) -> Tried:
+        """Redeem, the same request again until it is decided."""
+        found: list[Tried] = []
+
+        def decided() -> bool:
+            found.append(self.redeem(request_id, text, store_id))
+            return found[-1].code is grpc.StatusCode.OK
+
+        until(decided, "the call is decided")
+        return found[-1]
+
+    def check(self) -> None:
+        """The books: state is what the events add up to."""
+        check_against_store(fold(read_events(self.deployment)), self.deployment, self.deployment.now_ms())
+
+    def redeemed(self) -> Counter[bytes]:
+        """How often each code was redeemed, by the events."""
+        return Counter(
+            event.uid for event in read_events(self.deployment) if event.type is EventType.REDEEMED
+        )
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[ClusterServers]:
+    with ClusterServers(tmp_path, durability="fsync") as made:
+        yield made
+
+
+@pytest.fixture
+def mall(cluster: ClusterServers) -> Iterator[Mall]:
+    shops.create(cluster.url)
+    with ExitStack() as stack:
+        deployment = stack.enter_context(Deployment.open(cluster.url, unlock=shops.unlock))
+        server = stack.enter_context(
+            Server(deployment, [parse_listen("127.0.0.1:0")], threads=8, look=deployment.look)
+        )
+        client = stack.enter_context(Client(server.addresses[0], tries=1, timeout_s=20.0))
+        yield Mall(cluster, deployment, server, client, Shop(deployment))
+
+
+def home(store_id: int, cluster: ClusterServers) -> int:
+    return cluster.home(partition_of_store(store_id, PARTITIONS), PARTITIONS)
+
+
+def texts_of(mall: Mall, count: int, store_id: int) -> tuple[int, list[str]]:
+    """A SKU with units for so many codes and as many more, and payloads of the codes."""
+    sku = mall.shop.sku(2 * count, store_id=store_id)
+    codes = mall.shop.issue(sku, count, store_id=store_id)
+    lots = range(0, count, limits.BATCH_MAX)
+    return sku, [text for first in lots for text in mall.shop.show(codes[first : first + limits.BATCH_MAX])]
+
+
+def test_a_stopped_primary_stops_only_its_own_stores(mall: Mall) -> None:
+    cluster = mall.cluster
+    assert mall.server._lane is not None, "this is about the lane"
+    assert cluster.ask(1, "CLUSTER", "COUNTKEYSINSLOT", slot_of(b"ctl")), (
+        "the control partition is with the other"
+    )
+    assert (home(STORE, cluster), home(OTHER_STORE, cluster)) == (0, 1)
+    mine = 40
+    sku, texts = texts_of(mall, mine, STORE)
+    other_sku, other_texts = texts_of(mall, 2_000, OTHER_STORE)
+    others = iter(enumerate(other_texts))
+    before, other_before = mall.shop.figures(sku), mall.shop.figures(other_sku, store_id=OTHER_STORE)
+    went_on: list[Tried] = []
+    going = threading.Event()
+
+    def go_on() -> None:
+        while not going.wait(PAUSE_S):
+            n, text = next(others)
+            went_on.append(mall.redeem(f"other-{n:06}", text, OTHER_STORE))
+
+    def redeem_mine(n: int) -> Tried:
+        return mall.redeem(f"mine-{n:06}", texts[n], STORE)
+
+    with ThreadPoolExecutor(mine + 14) as pool:
+        for n in range(8):
+            assert redeem_mine(n).verdict == "REDEEMED"
+        walkers = [pool.submit(go_on) for _ in range(2)]
+        until(lambda: len(went_on) >= 20, "the other store redeems")
+        with cluster.stopped(0):
+            first = len(went_on)
+            stopped_at_s = time.monotonic()
+            # Some of these wait for the stopped one as well: those who redeem must not wait behind them.
+            issuing = [pool.submit(mall.issue, f"early-{n:08}", other_sku, OTHER_STORE) for n in range(12)]
+            tried = list(pool.map(redeem_mine, range(mine)))
+            issued = [future.result() for future in issuing]
+            # By now it is known to be silent: nobody waits any more.
+            again = list(pool.map(redeem_mine, range(8, 16)))
+            issued_late = [mall.issue(f"issue-{n:08}", other_sku, OTHER_STORE) for n in range(24)]
+            healthy = mall.client.healthy()
+            stopped_s = time.monotonic() - stopped_at_s
+            last = len(went_on)
+        going.set()
+        for walker in walkers:
+            walker.result()
+
+    meanwhile = went_on[first:last]
+    # The primary's own calls: undecided, each in its time.
+    assert {(one.code, one.reason) for one in tried} <= {
+        (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),
+        (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE"),
+    }
+    assert max(one.s for one in tried) < CALL_S_MAX
+    assert {one.code for one in again} == {grpc.StatusCode.UNAVAILABLE}
+    assert max(one.s for one in again) < REFUSED_S_MAX
+    # The other's: as if nothing were.
+    assert {(one.code, one.verdict) for one in went_on} == {(grpc.StatusCode.OK, "REDEEMED")}
+    assert len(meanwhile) > 5 * stopped_s, "it went on all the time"
+    assert max(one.s for one in meanwhile) < NEAR_S_MAX
+    # An issue needs the partition in which its request id is registered too: half of them are there.
+    for some, s_max in ((issued, CALL_S_MAX), (issued_late, REFUSED_S_MAX)):
+        assert {one.code for one in some} == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+        assert {one.verdict for one in some} == {"ISSUED", ""}
+        assert max(one.s for one in some) < s_max
+    assert healthy, "a balancer must not take the server from the stores that go on"
+
+    # And afterwards nothing is lost, and nothing was done twice.
+    settled = [mall.settle(f"mine-{n:06}", texts[n], STORE) for n in range(mine)]
+    assert {one.verdict for one in settled} == {"REDEEMED"}
+    assert all(one.replayed for one in settled[:8])
+    assert mall.shop.figures(sku).on_hand == before.on_hand - mine
+    assert mall.shop.figures(sku).reserved == before.reserved - mine
+    after = mall.shop.figures(other_sku, store_id=OTHER_STORE)
+    assert after.on_hand == other_before.on_hand - len(went_on)
+    assert mall.redeemed().total() == mine + len(went_on)
+    assert set(mall.redeemed().values()) == {1}
+    mall.check()
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["as a whole", "key by key"])
+def test_a_slot_moves_under_load(mall: Mall, at_once: bool) -> None:
+    """Every call ends in the right answer; those that met the partition halfway, at the second try or a later one."""
+    cluster = mall.cluster
+    partition = partition_of_store(STORE, PARTITIONS)
+    slot = slot_of(spread_tags(PARTITIONS)[partition])
+    count = 600 if SOAK else 240
+    sku, texts = texts_of(mall, count, STORE)
+    _, other_texts = texts_of(mall, count, OTHER_STORE)
+    before = mall.shop.figures(sku)
+    jobs = [
+        (f"job-{n:07}-{store}", text, store)
+        for store, some in ((STORE, texts), (OTHER_STORE, other_texts))
+        for n, text in enumerate(some)
+    ]
+    jobs.sort()
+    done: list[Tried] = []
+    begun, moved = threading.Event(), threading.Event()
+
+    def redeem(job: tuple[str, str, int]) -> Tried:
+        one = mall.redeem(*job)
+        done.append(one)
+        if len(done) > count // 4:
+            begun.set()
+        if len(done) > count // 2:
+            # The rest meets what the move has left.
+            assert moved.wait(60)
+        return one if one.code is grpc.StatusCode.OK else mall.settle(*job)
+
+    def move() -> None:
+        assert begun.wait(60)
+        try:
+            if at_once:
+                cluster.move_at_once(slot, 0, 1)
+            else:
+                for _ in cluster.move_keys(slot, 0, 1):
+                    pass
+        finally:
+            moved.set()
+
+    with ThreadPoolExecutor(9) as pool:
+        mover = pool.submit(move)
+        answers = list(pool.map(redeem, jobs))
+        mover.result()
+    assert slot in cluster.slots_of(1)
+    assert {one.verdict for one in answers} == {"REDEEMED"}
+    assert {(one.code, one.reason) for one in done} <= {
+        (grpc.StatusCode.OK, ""),
+        (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),
+    }
+    if at_once:
+        assert {one.code for one in done} == {grpc.StatusCode.OK}, "nobody had to ask twice"
+    assert mall.shop.figures(sku).on_hand == before.on_hand - count
+    assert mall.redeemed().total() == 2 * count
+    assert set(mall.redeemed().values()) == {1}
+    events = read_events(mall.deployment)
+    epochs = {event.id.epoch for event in events if event.id.partition == partition}
+    assert epochs == {1, 2}, "another server has it: another epoch"
+    assert {event.id.epoch for event in events if event.id.partition != partition} == {1}
+    assert all(
+        partition_of(event.uid) == event.id.partition for event in events if event.type is EventType.REDEEMED
+    )
+    mall.check()
