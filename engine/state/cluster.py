@@ -168,8 +168,8 @@ class _Node(Connection):
         """Raises StoreUnavailable while it does not answer."""
         if self.silent:
             raise StoreUnavailable(
-                f"the store's primary at {self.name} does not answer, and what it has can't be reached: retry with the same"
-                " request id; if it lasts, see that it runs or that a replica takes over"
+                "the primary of the store that has this does not answer: retry with the same request id; if it lasts, see that"
+                " it runs, or that a replica takes over (the log names it)"
             )
 
     def failed(self, error: RedisError) -> None:

@@ -53,14 +53,15 @@ def redacted(url: str) -> str:
 
 def is_cluster(url: str) -> bool:
     """Whether this is the address of a cluster. Never raises."""
-    return url.partition("://")[0].endswith(_CLUSTER)
+    scheme, separator, _ = url.partition("://")
+    return bool(separator) and scheme in _OPTIONS and scheme.endswith(_CLUSTER)
 
 
 def seeds(url: str) -> list[tuple[str, int]]:
     """Host and port of each server that a cluster's address (which `check` has taken) names."""
     places = urlsplit(url).netloc.rpartition("@")[2].split(",")
     found = [urlsplit(f"//{place}") for place in places]
-    return [(parts.hostname or "", parts.port or _PORT_DEFAULT) for parts in found]
+    return [(parts.hostname or "", _PORT_DEFAULT if parts.port is None else parts.port) for parts in found]
 
 
 def server_url(url: str, host: str, port: int) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from engine import limits
 from engine.errors import Exhausted, PickgateError, StaleControl, Unavailable
+from engine.state.connection import SEVERAL
 from server import bounds
 from server.batches import Blocking, Method, Outcome, Sorted
 from server.owners import Answered, Owners, Waiting
@@ -240,6 +241,38 @@ def test_an_owner_that_is_free_sheds_nothing(make: Make) -> None:
     counter.send(b"0hasty", deadline_s=counter.unix() + 0.5)
     counter.wait_for(2)
     assert counter.outcomes[b"0hasty"] == b"0hasty!"
+
+
+class Sharing(Gates):
+    """Gates at which some calls need several owners."""
+
+    def sort(self, batch: Sequence[bytes]) -> list[Sorted | Outcome]:
+        return [
+            Sorted(SEVERAL, data) if data.startswith(b"several") else Sorted(int(data[:1]), data)
+            for data in batch
+        ]
+
+
+def test_owners_that_come_later_and_calls_that_need_several(make: Make) -> None:
+    """A primary more, and those who wait for two of them: nobody's calls wait behind another's."""
+    gates = Sharing(3)
+    counter = make(gates, owners=1)
+    gates.gates[SEVERAL].clear()
+    counter.send(b"several", b"0a", b"1a")
+    assert gates.deciding[SEVERAL].wait(10)
+    counter.wait_for(2)
+    counter.send(b"0b", b"1b")
+    counter.wait_for(4)
+    assert b"several" not in counter.outcomes
+    gates.gates[1].clear()
+    counter.send(b"1c", b"0c")
+    counter.wait_for(5)
+    assert counter.outcomes[b"0c"] == b"0c!"
+    for gate in gates.gates:
+        gate.set()
+    counter.wait_for(7)
+    assert counter.outcomes == {call: call + b"!" for call in counter.outcomes}
+    assert counter.owners.idle
 
 
 def test_what_is_known_when_sorted_is_not_decided(make: Make) -> None:

@@ -70,6 +70,19 @@ def test_addresses_that_are_taken(url: str) -> None:
         "unix://relative/hunter2.sock?ssl_ca_certs=/x",
         "unix:///",
         "unix://",
+        "redis+cluster://",
+        "redis+cluster://:hunter2@",
+        "redis+cluster://:hunter2@a:1,",
+        "redis+cluster://:hunter2@a:1,:2",
+        "redis+cluster://:hunter2@a:1,b:0",
+        "redis+cluster://:hunter2@a:1,b:x",
+        "redis+cluster://:hunter2@a:1/1",
+        "redis+cluster://h:1?db=0",
+        "redis+cluster://h:1?ssl_ca_certs=/ca.pem",
+        "rediss+cluster://h:1?ssl_cert_reqs=none",
+        "redis+cluster:///run/s.sock",
+        "unix+cluster:///run/s.sock",
+        "redis+sentinel://:hunter2@h:1",
     ],
 )
 def test_addresses_that_are_refused_without_a_secret(url: str) -> None:
@@ -83,6 +96,35 @@ def test_addresses_that_are_refused_without_a_secret(url: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "seeds", "server"),
+    [
+        ("redis+cluster://a:7000,b:7001", [("a", 7000), ("b", 7001)], "redis://c:9/0"),
+        ("redis+cluster://a", [("a", 6379)], "redis://c:9/0"),
+        ("redis+cluster://u:p%40w@[::1]:7000,b/0", [("::1", 7000), ("b", 6379)], "redis://u:p%40w@c:9/0"),
+        (
+            "rediss+cluster://:secret@a:7000?ssl_ca_certs=/ca.pem",
+            [("a", 7000)],
+            "rediss://:secret@c:9/0?ssl_ca_certs=/ca.pem",
+        ),
+    ],
+)
+def test_a_cluster_s_address(url: str, seeds: list[tuple[str, int]], server: str) -> None:
+    """What one of its servers is reached by has the same credentials and the same options."""
+    store_url.check(url)
+    assert store_url.is_cluster(url)
+    assert store_url.seeds(url) == seeds
+    assert store_url.server_url(url, "c", 9) == server
+    store_url.check(store_url.server_url(url, "::2", 9))
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://host", "rediss://host", "unix:///run/s.sock", "", "cluster", "x+cluster"]
+)
+def test_what_is_no_cluster(url: str) -> None:
+    assert not store_url.is_cluster(url)
+
+
+@pytest.mark.parametrize(
     ("url", "shown"),
     [
         ("redis://user:hunter2@host:6379/0", "redis://user:***@host:6379/0"),
@@ -90,6 +132,7 @@ def test_addresses_that_are_refused_without_a_secret(url: str) -> None:
         ("redis://hunter2@host:6379/0", "redis://***@host:6379/0"),
         ("redis://host:6379/0", "redis://host:6379/0"),
         ("redis://host/0?db=3&password=hunter2", "redis://host/0?db=3&password=***"),
+        ("redis+cluster://u:hunter2@a:1,b:2", "redis+cluster://u:***@a:1,b:2"),
         ("redis://:hun@ter2@host/0", "redis://:***@host/0"),
         ("redis://:hun/ter2@host/0", "redis://:***@host/0"),
         ("redis://:hunter2@[::1:1/0", "redis://:***@[::1:1/0"),
