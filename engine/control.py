@@ -1,4 +1,4 @@
-"""This process' copy of the control partition: malls, stores, catalogue, policies, providers and keys, no older than five seconds.
+"""This process' copy of the control partition (malls, stores, catalogue, policies, providers, terminals, keys), no older than 5 s.
 
 A thread looks at the version each second and reads again only the kinds that changed. A verb that decides takes the whole copy
 as one immutable value (`Control.copy`), which refuses when it is too old: a process that lost sight of the store must not hand
@@ -22,10 +22,12 @@ from engine.errors import (
     InvalidInput,
     KeyringLocked,
     LedgerBehind,
+    NotFound,
     PickgateError,
     SetupError,
     StaleControl,
     TooManyItems,
+    Unauthenticated,
     UnknownMall,
 )
 from engine.idempotency import body_digest, request_digest
@@ -36,6 +38,7 @@ from engine.proof import Provider
 from engine.state import control as state
 from engine.state.connection import Connection
 from engine.stores import CatalogueEntry, Mall, Store, check_bundles, check_factories
+from engine.terminals import Change, Key, Terminal
 from engine.wrapping import Unlock
 
 _log = logging.getLogger(__name__)
@@ -47,13 +50,14 @@ _PUT_ROUNDS: Final = 16
 _NEVER: Final = -1
 """A version that no kind ever has: a put that expects it can only be remembered, or refused."""
 
-_Entries = Mall | Store | CatalogueEntry | Policy | Provider
+_Entries = Mall | Store | CatalogueEntry | Policy | Provider | Terminal
 _ENTRY_TYPES: Final[Mapping[str, type[_Entries]]] = {
     "malls": Mall,
     "stores": Store,
     "catalogue": CatalogueEntry,
     "policies": Policy,
     "providers": Provider,
+    "terminals": Terminal,
 }
 
 
@@ -67,6 +71,8 @@ class Copy:
     catalogue: Mapping[tuple[int, int], CatalogueEntry]
     policies: Policies
     providers: Mapping[str, Provider]
+    terminals: Mapping[Key, Terminal]
+    """The same object as long as none of them has changed."""
     table: StoreTable
     """The stores, ready for engine.nearest."""
     keyring: Keyring | None
@@ -190,6 +196,7 @@ class Control:
                 catalogue=entries["catalogue"],
                 policies=policies,
                 providers=entries["providers"],
+                terminals=entries["terminals"],
                 table=StoreTable(entries["stores"].values())
                 if old is None or "stores" in changed
                 else old.table,
@@ -293,6 +300,10 @@ class Control:
         """All providers of proof tokens, by id, revoked ones too."""
         return tuple(provider for _, provider in sorted(self.copy().providers.items()))
 
+    def terminals(self) -> tuple[Terminal, ...]:
+        """All terminals that have an entry, by mall, store and number."""
+        return tuple(terminal for _, terminal in sorted(self.copy().terminals.items()))
+
     # --- writing ----------------------------------------------------------------------------------------------
     def put_malls(self, items: Sequence[Mall], *, request_id: str, actor: str) -> int:
         """Put malls whole, by id; gives the new version of the control partition. See `_put`."""
@@ -357,6 +368,43 @@ class Control:
     def put_providers(self, items: Sequence[Provider], *, request_id: str, actor: str) -> int:
         """Put providers of proof tokens whole, by id: a key that is left out no longer counts. See `_put`."""
         return self._put("providers", items, request_id, actor)
+
+    def change_terminal(
+        self, key: Key, change: Change, *, verb: str, body: Sequence[object], request_id: str, actor: str
+    ) -> Terminal:
+        """Change one terminal's entry, and give it as it is then.
+
+        A retry with the same request id changes nothing more. `body`: what must agree with an earlier call of that id. Raises
+        what `change` raises, RequestIdReused, StoreUnavailable, Conflict.
+        """
+        for _ in range(_PUT_ROUNDS):
+            copy = self.refresh()
+            item: Terminal | None = None
+            refusal: PickgateError | None = None
+            try:
+                item = change(copy.terminals.get(key))
+            except (InvalidInput, NotFound, Unauthenticated) as error:
+                refusal = error
+            # What is refused now may have been done before, under the same id.
+            entries = [] if item is None else [(item.field, item.to_json())]
+            try:
+                state.put(
+                    self._connection,
+                    "terminals",
+                    entries,
+                    request=request_digest("deployment", verb, request_id),
+                    body=body_digest(*map(str, (*key, *body))),
+                    actor=actor,
+                    expected_version=_NEVER if refusal else copy.versions["terminals"],
+                )
+            except Conflict:
+                if refusal:
+                    raise refusal from None
+                continue
+            return self.refresh().terminals[key]
+        raise Conflict(
+            "others keep changing the terminals: nothing was done; try again with the same request id"
+        )
 
     def _put(
         self,
@@ -453,12 +501,14 @@ class Control:
         )
 
 
-def _key(item: _Entries) -> int | str | tuple[int, int]:
+def _key(item: _Entries) -> int | str | tuple[int, int] | Key:
     match item:
         case CatalogueEntry():
             return item.mall_id, item.sku_id
         case Mall():
             return item.mall_id
+        case Terminal():
+            return item.id
         case Store():
             return item.store_id
         case _:

@@ -53,6 +53,19 @@ class NotFound(PickgateError):
     slug = "NOT_FOUND"
 
 
+# --- the caller --------------------------------------------------------------------------------------------------
+class Unauthenticated(PickgateError):
+    """It is not known who calls: no valid certificate or access token, or one that counts no more."""
+
+    slug = "UNAUTHENTICATED"
+
+
+class PermissionDenied(PickgateError):
+    """The caller is known, and may not do this, or not here."""
+
+    slug = "PERMISSION_DENIED"
+
+
 # --- the moment's condition: retry with the same request id ----------------------------------------------------
 class Unavailable(PickgateError):
     """The call was not decided now; retrying with the same request id is always safe."""

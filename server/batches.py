@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from server.roles import Grant
+
 Outcome: TypeAlias = bytes | Exception
 """The answer of one call on the wire; or its error, anything but a PickgateError being a defect."""
 
@@ -31,9 +33,10 @@ class Sorted(NamedTuple):
 class Method(Protocol):
     """One method of the lane."""
 
-    def sort(self, batch: Sequence[bytes]) -> Sequence[Sorted | Outcome]:
+    def sort(self, batch: Sequence[bytes], grants: Sequence[Grant | None] = ()) -> Sequence[Sorted | Outcome]:
         """Open and check requests, in order: one result for each, an answer or an error where there is nothing to decide.
 
+        grants: what each caller may do, and who it is (server.roles); none where callers are not known.
         Never waits for anything. Raises PickgateError for all of them.
         """
 

@@ -118,6 +118,25 @@ CERTIFICATE_WARNING_S: Final = 14 * 24 * 3600.0
 TLS_CONNECTION_AGE_S_MAX: Final = 3600.0
 """A connection under TLS is ended in order after this and made anew by its client, under the certificates then in force."""
 
+CALLERS_KEPT: Final = 20_000
+"""Certificates and tokens whose callers are remembered: some 20 MB. One more, and the one that called longest ago is found out anew,
+in a tenth of a millisecond."""
+REFUSALS_TOLD_S: Final = 60.0
+"""How often the log tells of callers who are refused for the same reason."""
+TOKEN_CHARS_MAX: Final = 8_192
+"""Of an access token; a long one has two thousand."""
+TOKEN_LEEWAY_S_MAX: Final = 120
+JWKS_BYTES_MAX: Final = 1 << 20
+JWKS_KEYS_MAX: Final = 100
+JWKS_LOOK_S: Final = 1.0
+JWKS_REFETCH_S: Final = 300.0
+"""How often an issuer's keys are fetched; a file is looked at each second."""
+JWKS_REFETCH_S_MIN: Final = 10.0
+"""The same, when a token came under a key that is not there, or the last fetch failed."""
+JWKS_AGE_S_MAX: Final = 24 * 3600.0
+"""Keys that could not be fetched again for so long count no more."""
+JWKS_FETCH_S_MAX: Final = 5.0
+
 CLIENT_TIMEOUT_S_DEFAULT: Final = 10.0
 """For one try of a call."""
 CLIENT_TRIES_DEFAULT: Final = 5

@@ -66,6 +66,7 @@ class Client:
     Args:
         address: host:port or unix:/path.
         credentials: for TLS (server.tls.client_credentials); None: without, on this machine.
+        token: an access token, sent with each call; "" for none.
         timeout_s: for one try.
         tries: how often a call is sent at most, 1 or more.
         sleep, jitter: how to wait between tries, and a number 0 .. 1 that spreads the waits of many clients.
@@ -76,12 +77,14 @@ class Client:
         address: str,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str = "",
         timeout_s: float = bounds.CLIENT_TIMEOUT_S_DEFAULT,
         tries: int = bounds.CLIENT_TRIES_DEFAULT,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._timeout_s = timeout_s
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         self._tries = tries
         self._sleep = sleep
         self._jitter = jitter
@@ -114,7 +117,7 @@ class Client:
         while True:
             tries += 1
             try:
-                return method(request, timeout=self._timeout_s)
+                return method(request, timeout=self._timeout_s, metadata=self._metadata)
             except grpc.RpcError as error:
                 failed, retry_after_s = _failed(error, tries)
             wait_s = min(
@@ -131,7 +134,7 @@ class Client:
         It ends when the server ends it, by CallFailed, or when the iterator is closed. Nothing is tried again: what happens
         between two streams, the levels at the beginning of the second tell.
         """
-        answers = method(request)
+        answers = method(request, metadata=self._metadata)
         try:
             yield from answers
         except grpc.RpcError as error:

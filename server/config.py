@@ -45,8 +45,8 @@ _FOREIGN_VARIABLES: Final = re.compile(r"PICKGATE_(SERVICE_(HOST|PORT).*|PORT|PO
 _PATHS: Final = frozenset(
     {
         *("data_dir", "store_binary", "passphrase_file", "ledger_key_file", "ledger_heads_dir"),
-        *("tls_cert_file", "tls_key_file", "tls_ca_file"),
-        *("target_ca_file", "target_cert_file", "target_key_file"),
+        *("tls_cert_file", "tls_key_file", "tls_ca_file", "issuers_file"),
+        *("target_ca_file", "target_cert_file", "target_key_file", "token_file"),
     }
 )
 _SOCKET_PATH_BYTES_MAX: Final = 107
@@ -210,6 +210,12 @@ class Settings(BaseModel):
     tls_ca_file: _Path | None = Field(
         default=None, description="path of the CAs whose certificates terminals show, in PEM"
     )
+    issuers_file: _Path | None = Field(
+        default=None, description="path of a TOML file with the issuers of access tokens"
+    )
+    socket_role: Literal["", "operations", "administrator"] = Field(
+        default="", description="operations, administrator, or '' for nobody"
+    )
     trust_domain: str = Field(
         default="pickgate",
         description="a name of a-z, 0-9, '.', '_', '-': the first part of terminals' SPIFFE IDs",
@@ -248,6 +254,7 @@ class Settings(BaseModel):
         default=None, description="path of the certificate that a client shows, in PEM"
     )
     target_key_file: _Path | None = Field(default=None, description="path of its private key, in PEM")
+    token_file: _Path | None = Field(default=None, description="path of a file with an access token")
     timeout_s: _Seconds = Field(
         default=bounds.CLIENT_TIMEOUT_S_DEFAULT,
         gt=0,
@@ -265,6 +272,11 @@ class Settings(BaseModel):
     def embedded(self) -> bool:
         """True when the server brings its own store."""
         return not self.store_url
+
+    @property
+    def knows_callers(self) -> bool:
+        """False in development: no certificates and no issuers, and whoever reaches a listener may do everything."""
+        return self.tls_cert_file is not None or self.issuers_file is not None
 
     @property
     def own_passphrase_file(self) -> Path:
@@ -360,6 +372,10 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
         for listen in settings.listen:
             if trouble := listen.plain_trouble():
                 yield "listen", trouble
+    if settings.tls_cert_file and not (settings.listen_mtls or settings.issuers_file):
+        yield "tls_cert_file", "nobody could be known: it needs listen_mtls, issuers_file, or both"
+    if settings.socket_role and not settings.knows_callers:
+        yield "socket_role", "without certificates and issuers everybody may do everything anyway"
     if any(listen.port is None for listen in settings.listen_mtls):
         yield (
             "listen_mtls",

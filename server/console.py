@@ -21,7 +21,7 @@ import grpc
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-from engine.errors import Exhausted, NotFound, PickgateError, Unavailable
+from engine.errors import ConfigError, Exhausted, NotFound, PickgateError, Unavailable
 from server import config
 from server.client import CallFailed, Client
 from server.output import OutputFailed, PeopleConsole, json_text, visible
@@ -39,6 +39,8 @@ _EXIT_OF_STATUS: Final[Mapping[grpc.StatusCode, int]] = {
     grpc.StatusCode.FAILED_PRECONDITION: EXIT_USAGE,
     grpc.StatusCode.OUT_OF_RANGE: EXIT_USAGE,
     grpc.StatusCode.UNIMPLEMENTED: EXIT_USAGE,
+    grpc.StatusCode.UNAUTHENTICATED: EXIT_USAGE,
+    grpc.StatusCode.PERMISSION_DENIED: EXIT_USAGE,
 }
 
 P = ParamSpec("P")
@@ -69,6 +71,7 @@ class Console:
         return Client(
             settings.server_address,
             credentials=credentials(settings),
+            token=token(settings),
             timeout_s=settings.timeout_s,
             sleep=wait,
         )
@@ -104,6 +107,24 @@ def credentials(settings: config.Settings) -> grpc.ChannelCredentials | None:
     from server.tls import client_credentials
 
     return client_credentials(settings.target_ca_file, settings.target_cert_file, settings.target_key_file)
+
+
+def token(settings: config.Settings) -> str:
+    """The access token of the settings; '' for none. Raises ConfigError."""
+    if settings.token_file is None:
+        return ""
+    try:
+        read = settings.token_file.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise ConfigError(
+            f"token_file {settings.token_file} can't be read: {error.strerror}", field="token_file"
+        ) from None
+    except UnicodeDecodeError:
+        read = ""
+    if not read or len(read.split()) != 1:
+        # Never what it holds.
+        raise ConfigError(f"token_file {settings.token_file} holds no access token", field="token_file")
+    return read
 
 
 def complain(reason: str, message: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -25,8 +26,9 @@ from engine.state import attempts as state
 from engine.state.attempts import Attempt, Facts
 from ext.messages import Scanned, Shape, scan_batch
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
-from server import bounds, translate, written
+from server import bounds, roles, translate, written
 from server.batches import Outcome, Sorted
+from server.roles import Grant
 
 _FIELDS: Final = (
     ((1,), "message"),
@@ -54,6 +56,17 @@ _WHOLE_POSITION: Final = 0b111 << _POSITION
 _DATUM_MAX: Final = 3
 
 
+def _granted(found: Scanned, grants: Sequence[Grant | None]) -> npt.NDArray[np.bool_]:
+    """Rows whose mall, store and terminal are within what their callers may do."""
+    own = np.array([given[:3] if given else (0, 0, 0) for given in grants], np.float64).T
+    granted: npt.NDArray[np.bool_] = ((own == 0.0) | (own == found.numbers[:3])).all(axis=0)
+    return granted
+
+
+def _actor(given: Grant | None) -> str:
+    return given.actor if given else ""
+
+
 class _Asked(NamedTuple):
     """An attempt with what its answer needs."""
 
@@ -71,27 +84,37 @@ class _Verb:
         self._deployment = deployment
 
     # --- sort -------------------------------------------------------------------------------------------------
-    def sort(self, batch: Sequence[bytes]) -> list[Sorted | Outcome]:
+    def sort(self, batch: Sequence[bytes], grants: Sequence[Grant | None] = ()) -> list[Sorted | Outcome]:
         """See server.batches.Method."""
         results: list[Sorted | Outcome] = [b""] * len(batch)
         found = scan_batch(_SHAPE, batch)
         plain = self._plain(found)
+        if grants:
+            # Whoever asks for another's takes the ordinary way too, and is refused there.
+            plain &= _granted(found, grants)
         at = np.flatnonzero(plain).tolist()
         if at:
-            self._prepare(self._scanned([batch[n] for n in at], found, at), at, results)
+            columns = self._scanned([batch[n] for n in at], found, at)
+            if grants:
+                columns = replace(columns, actors=[_actor(grants[n]) for n in at])
+            self._prepare(columns, at, results)
         if len(at) < len(batch):
-            self._sort_others(batch, np.flatnonzero(~plain).tolist(), results)
+            self._sort_others(batch, grants, np.flatnonzero(~plain).tolist(), results)
         return results
 
     def _sort_others(
-        self, batch: Sequence[bytes], rows: Sequence[int], results: list[Sorted | Outcome]
+        self,
+        batch: Sequence[bytes],
+        grants: Sequence[Grant | None],
+        rows: Sequence[int],
+        results: list[Sorted | Outcome],
     ) -> None:
         """The ordinary way: each by itself, its error its own."""
         sound: list[Any] = []
         at: list[int] = []
         for n in rows:
             try:
-                sound.append(self._read(batch[n]))
+                sound.append(self._read(batch[n], grants[n] if grants else None))
                 at.append(n)
             except Exception as error:
                 results[n] = error
@@ -132,7 +155,7 @@ class _Verb:
         )
         return plain
 
-    def _read(self, data: bytes) -> Any:
+    def _read(self, data: bytes, given: Grant | None) -> Any:
         raise NotImplementedError
 
     def _columns(self, requests: Sequence[Any]) -> Attempts:
@@ -212,8 +235,9 @@ class _Work:
 class Redeem(_Verb):
     """RedemptionService.Redeem."""
 
-    def _read(self, data: bytes) -> RedeemRequest:
+    def _read(self, data: bytes, given: Grant | None) -> RedeemRequest:
         message = translate.parse(redemption_pb.RedeemRequest, data, limits.MESSAGE_BYTES_MAX)
+        roles.enter(given, message, self._deployment.control.store)
         return translate.redeem_request(message)
 
     def _columns(self, requests: Sequence[RedeemRequest]) -> Attempts:
@@ -251,8 +275,9 @@ class Redeem(_Verb):
 class Inspect(_Verb):
     """RedemptionService.Inspect."""
 
-    def _read(self, data: bytes) -> InspectRequest:
+    def _read(self, data: bytes, given: Grant | None) -> InspectRequest:
         message = translate.parse(redemption_pb.InspectRequest, data, limits.MESSAGE_BYTES_MAX)
+        roles.enter(given, message, self._deployment.control.store)
         return translate.inspect_request(message)
 
     def _columns(self, requests: Sequence[InspectRequest]) -> Attempts:

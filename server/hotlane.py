@@ -37,6 +37,7 @@ _NO_FLAGS: Final = 0
 _DETAILS_KEY: Final = "grpc-status-details-bin"
 _PUSHBACK_KEY: Final = "grpc-retry-pushback-ms"
 """What gRPC's own retries read (gRFC A6)."""
+_CERTIFICATE_KEY: Final = b"x509_pem_cert"
 _CODES: Final[Mapping[grpc.StatusCode, Any]] = {
     code: getattr(cygrpc.StatusCode, "ok" if code is grpc.StatusCode.OK else code.name.lower())
     for code in grpc.StatusCode
@@ -63,6 +64,7 @@ class Arrival(Waiting):
         self.deadline_s = event.call_details.deadline
         self.came_s = came_s
         self.alone = False
+        self.grant = None
         self.stage = _READING
 
     def metadata(self) -> Sequence[tuple[str, str | bytes]]:
@@ -73,13 +75,14 @@ class Arrival(Waiting):
         """The caller's address, as gRPC writes it."""
         return str(self.call.peer().decode("utf-8", "replace"))
 
-    def peer_identities(self) -> Sequence[bytes]:
-        """Who the caller is by its TLS certificate; nobody without one."""
-        return tuple(cygrpc.peer_identities(self.call) or ())
+    def certificate(self) -> bytes | None:
+        """The caller's TLS certificate, in PEM; None without one."""
+        pem = (cygrpc.auth_context(self.call) or {}).get(_CERTIFICATE_KEY)
+        return bytes(pem[0]) if pem else None
 
 
 Admit: TypeAlias = Callable[[Arrival], Exception | None]
-"""Looks at a call before its request is read: the error that it is refused with, or None."""
+"""Looks at a call before its request is read: the error that it is refused with, or None. It may set the call's grant."""
 
 
 class _Ask:

@@ -87,7 +87,7 @@ class _Echo(Blocking):
         self.holds = threading.Event()
         self.go_on = threading.Event()
 
-    def sort(self, batch: Sequence[bytes]) -> list[Sorted | Outcome]:
+    def sort(self, batch: Sequence[bytes], grants: object = ()) -> list[Sorted | Outcome]:
         return [Sorted(0, data) for data in batch]
 
     def decide(self, owner: int, batch: Sequence[Any]) -> list[Outcome]:
@@ -107,6 +107,8 @@ def try_out(lane: type[Lane]) -> None:
     seen: list[tuple[float, Sequence[tuple[str, str | bytes]], str]] = []
 
     def admit(call: Arrival) -> None:
+        if call.certificate() is not None:
+            raise CheckFailed("a caller without a certificate was seen with one")
         seen.append((call.deadline_s, call.metadata(), call.peer()))
 
     with tempfile.TemporaryDirectory(prefix="pg-") as folder, ThreadPoolExecutor(1) as pool:

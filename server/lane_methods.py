@@ -12,8 +12,9 @@ from engine.claims import partition_of
 from engine.deployment import Deployment
 from engine.errors import PickgateError
 from pickgate.v1 import code_service_pb2 as code_pb
-from server import hot, translate
+from server import hot, roles, translate
 from server.batches import Blocking, Method, Outcome, Sorted
+from server.roles import Grant
 
 
 class _Verb(Blocking):
@@ -41,13 +42,18 @@ class _Verb(Blocking):
         self._decide = decide
         self._partitions = partitions
 
-    def sort(self, batch: Sequence[bytes]) -> list[Sorted | Outcome]:
+    def sort(self, batch: Sequence[bytes], grants: Sequence[Grant | None] = ()) -> list[Sorted | Outcome]:
         """See Method."""
-        return [self._sorted(data) for data in batch]
+        return [
+            self._sorted(data, given)
+            for data, given in zip(batch, grants or (None,) * len(batch), strict=True)
+        ]
 
-    def _sorted(self, data: bytes) -> Sorted | Outcome:
+    def _sorted(self, data: bytes, given: Grant | None) -> Sorted | Outcome:
         try:
-            request = self._read(translate.parse(self._message, data, limits.MESSAGE_BYTES_MAX))
+            message = translate.parse(self._message, data, limits.MESSAGE_BYTES_MAX)
+            roles.enter(given, message, self._deployment.control.store)
+            request = self._read(message)
             connection = self._deployment.connection
             # With one owner there is nothing to look for.
             several = connection.owners > 1

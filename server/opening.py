@@ -18,6 +18,9 @@ from engine.state.server import EmbeddedServer, running_url
 from engine.wrapping import MovingUnlock, PassphraseUnlock, Unlock
 from server import key_services
 from server.config import PASSPHRASE_VARIABLE, Settings
+from server.gate import Gate
+from server.issuers import Issuers
+from server.roles import Role
 from server.tls import Certificates, Files
 
 PASSPHRASE_RANDOM_BYTES: Final = 32
@@ -225,3 +228,15 @@ def certificates(settings: Settings) -> Certificates | None:
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         return None
     return Certificates(Files(settings.tls_cert_file, settings.tls_key_file, settings.tls_ca_file))
+
+
+def gate(settings: Settings, deployment: Deployment) -> Gate | None:
+    """What knows callers; None in development. Raises ConfigError, SetupError."""
+    if not settings.knows_callers:
+        return None
+    return Gate(
+        deployment,
+        trust_domain=settings.trust_domain,
+        issuers=None if settings.issuers_file is None else Issuers(settings.issuers_file),
+        socket_role=Role(settings.socket_role) if settings.socket_role else None,
+    )

@@ -25,6 +25,7 @@ from engine import limits
 from engine.errors import Exhausted, PickgateError, Unavailable
 from server import bounds
 from server.batches import Method, Outcome, Sorted, Work
+from server.roles import Grant
 from server.turns import TooLate
 
 _log = logging.getLogger(__name__)
@@ -41,15 +42,17 @@ class Waiting:
     deadline_s: when its caller will have gone, unix seconds; beyond all time for one that waits for ever.
     came_s: when it came, by the owners' monotonic clock.
     alone: kept by the owners, False at first: a defect was met in its company, so it is decided in none.
+    grant: what its caller may do, and who it is; None where callers are not known.
     """
 
-    __slots__ = ("alone", "came_s", "deadline_s", "message", "method")
+    __slots__ = ("alone", "came_s", "deadline_s", "grant", "message", "method")
 
     method: int
     message: bytes
     deadline_s: float
     came_s: float
     alone: bool
+    grant: Grant | None
 
 
 Answered: TypeAlias = Sequence[tuple[Waiting, Outcome]]
@@ -292,7 +295,10 @@ class Owners:
         if not calls:
             return []
         try:
-            results = self._methods[method].sort([call.message for call in calls])
+            grants = [call.grant for call in calls]
+            # All or none of them: there is a gate, or there is not.
+            known = grants if grants[0] is not None else ()
+            results = self._methods[method].sort([call.message for call in calls], known)
             if len(results) != len(calls):
                 raise AssertionError(f"{len(results)} results for {len(calls)} calls")
             return results

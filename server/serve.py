@@ -30,6 +30,7 @@ from engine.stock_watch import WATCHERS_MAX, StockWatches
 from server import bounds, lane_check, lane_methods, services, tls
 from server.arrivals import Arrivals
 from server.config import Listen
+from server.gate import Gate
 from server.ledger_access import LedgerAccess
 from server.turns import Turns
 
@@ -77,6 +78,8 @@ class Server:
         certificates: for TLS on all ports, `listen`'s and `listen_mtls`'; started and stopped with the server.
         listen_mtls: where to listen besides, for callers who show a certificate.
         ledger_url: the ledger that is read for those who ask; '' for none. Another process writes it.
+        gate: knows callers, and what they may do; None: whoever reaches a listener may do everything. Started and stopped with the
+            server.
     """
 
     def __init__(
@@ -96,10 +99,12 @@ class Server:
         certificates: tls.Certificates | None = None,
         listen_mtls: Sequence[Listen] = (),
         ledger_url: str = "",
+        gate: Gate | None = None,
     ) -> None:
         self._listen = tuple(listen)
         self._listen_mtls = tuple(listen_mtls)
         self._certificates = certificates
+        self._gate = gate
         self._look = look
         # A thread for each accepted call, most of them waiting; `threads` of them work.
         self._pool = ThreadPoolExecutor(calls_max, thread_name_prefix="pickgate-call")
@@ -135,6 +140,7 @@ class Server:
                 Turns(threads),
                 self._ledger,
                 self._feed_pool,
+                gate,
             ),
             interceptors=[self._arrivals],
             options=(
@@ -147,10 +153,12 @@ class Server:
         found = lane_check.find() if lane else None
         self._lane = None
         if found is not None:
+            methods = lane_methods.methods(deployment)
             self._lane = found(
                 self._server,
-                lane_methods.methods(deployment),
+                methods,
                 deployment.connection.owners,
+                admit=None if gate is None else gate.admit(list(methods)),
                 queue_calls_max=queue_calls_max,
                 request_wait_s=request_wait_s,
             )
@@ -170,9 +178,19 @@ class Server:
             *(self._bind(listen) for listen in self._listen),
             *(self._bind(listen, ask_clients=True) for listen in self._listen_mtls),
         )
+        if self._gate is not None:
+            if self._certificates is not None:
+                self._certificates.when_taken(self._gate.forget)
+            self._gate.start()
         self._tell_health(self._trouble())
         self._arrivals.start()
         self._server.start()
+        if self._gate is None:
+            _log.warning(
+                "OPEN: callers are not known, and whoever reaches a listener may do everything; this is for development"
+            )
+        else:
+            _log.info("callers are known by certificate or token, and do what their roles allow")
         if self._certificates is None:
             _log.info("no TLS: only this machine reaches the listeners")
         else:
@@ -220,6 +238,8 @@ class Server:
             self._rotator.stop()
         if self._certificates is not None:
             self._certificates.stop()
+        if self._gate is not None:
+            self._gate.stop()
         if self._watcher.is_alive():
             self._watcher.join()
         # A call that was cut off may still wait for the store, whose timeout bounds it; then the deployment can close.
@@ -231,7 +251,8 @@ class Server:
 
     def statistics(self) -> dict[str, Any]:
         """Figures of the hot lane, see there; {} when it does not serve."""
-        return {} if self._lane is None else self._lane.statistics()
+        found = {} if self._lane is None else self._lane.statistics()
+        return found if self._gate is None else {**found, "refused": dict(self._gate.refused)}
 
     def __enter__(self) -> Self:
         return self.start()

@@ -30,8 +30,10 @@ from pickgate.v1 import review_service_pb2 as review_pb
 from pickgate.v1 import settlement_service_pb2 as settlement_pb
 from pickgate.v1 import stock_service_pb2 as stock_pb
 from pickgate.v1 import store_service_pb2 as store_pb
-from server import checks, ledger_services, statuses, translate, translate_rules
+from server import checks, ledger_services, roles, statuses, translate, translate_rules
+from server.gate import Gate
 from server.ledger_access import LedgerAccess
+from server.roles import Grant
 from server.turns import TooLate, Turns
 
 _log = logging.getLogger(__name__)
@@ -473,9 +475,13 @@ STREAMS: Final[Mapping[str, Stream[Any]]] = {
 """Every method with a stream of answers, likewise."""
 
 
-def answer(deployment: Deployment, method: Method[Any], data: bytes) -> bytes:
-    """Work on one call: wire bytes in, wire bytes out. Raises PickgateError."""
+def answer(deployment: Deployment, method: Method[Any], data: bytes, given: Grant | None = None) -> bytes:
+    """Work on one call: wire bytes in, wire bytes out. Raises PickgateError.
+
+    given: what the caller may do, None where callers are not known.
+    """
     message = translate.parse(method.request, data, method.bytes_max)
+    roles.enter(given, message, deployment.control.store)
     return method.call(deployment, message).SerializeToString()
 
 
@@ -486,21 +492,24 @@ def handlers(
     turns: Turns,
     access: LedgerAccess,
     feed_pool: ThreadPoolExecutor,
+    gate: Gate | None = None,
 ) -> list[grpc.GenericRpcHandler[bytes, bytes]]:
     """Make the gRPC handlers of all services over one deployment; calls with one answer take turns.
 
-    Streams of stock are worked on in `watch_pool`, those of the ledger in `feed_pool`.
+    Streams of stock are worked on in `watch_pool`, those of the ledger in `feed_pool`. gate: knows callers; None where everybody
+    may do everything.
     """
 
     def handler(name: str) -> grpc.RpcMethodHandler[bytes, bytes]:
+        may: May = _anybody if gate is None else partial(gate.of_call, name)
         if name in STREAMS:
-            return _watch_handler(watches, STREAMS[name], watch_pool)
+            return _watch_handler(deployment, watches, STREAMS[name], watch_pool, may)
         if name in ledger_services.STREAMS:
-            return _feed_handler(deployment, access, ledger_services.STREAMS[name], feed_pool)
+            return _feed_handler(deployment, access, ledger_services.STREAMS[name], feed_pool, may)
         if name in ledger_services.METHODS:
             method = ledger_services.METHODS[name]
-            return _handler(partial(_ledger_answer, deployment, access, method), method.bytes_max, turns)
-        return _handler(partial(answer, deployment, METHODS[name]), METHODS[name].bytes_max, turns)
+            return _handler(partial(_ledger_answer, deployment, access, method), method.bytes_max, turns, may)
+        return _handler(partial(answer, deployment, METHODS[name]), METHODS[name].bytes_max, turns, may)
 
     return [
         grpc.method_handlers_generic_handler(
@@ -511,22 +520,36 @@ def handlers(
     ]
 
 
+May = Callable[[grpc.ServicerContext], Grant | None]
+"""What the caller of a call may do. Raises PickgateError for one who may nothing."""
+
+
+def _anybody(context: grpc.ServicerContext) -> Grant | None:
+    return None
+
+
 def _ledger_answer(
-    deployment: Deployment, access: LedgerAccess, method: ledger_services.LedgerMethod[Any], data: bytes
+    deployment: Deployment,
+    access: LedgerAccess,
+    method: ledger_services.LedgerMethod[Any],
+    data: bytes,
+    given: Grant | None,
 ) -> bytes:
     message = translate.parse(method.request, data, method.bytes_max)
+    roles.enter(given, message, deployment.control.store)
     return method.call(deployment, access, message).SerializeToString()
 
 
 def _handler(
-    work_on: Callable[[bytes], bytes], bytes_max: int, turns: Turns
+    work_on: Callable[[bytes, Grant | None], bytes], bytes_max: int, turns: Turns, may: May
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
     def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
         try:
             # Before it waits: what is too long must not wait in memory.
             translate.check_length(data, bytes_max)
+            given = may(context)
             with turns.taken(len(data), context):
-                return work_on(data)
+                return work_on(data, given)
         except TooLate:
             context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the call was worked on"
@@ -541,12 +564,14 @@ def _handler(
 
 
 def _watch_handler(
-    watches: StockWatches, stream: Stream[Any], pool: ThreadPoolExecutor
+    deployment: Deployment, watches: StockWatches, stream: Stream[Any], pool: ThreadPoolExecutor, may: May
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
-    def begin(data: bytes) -> Lasting:
-        return stream.begin(watches, translate.parse(stream.request, data, limits.MESSAGE_BYTES_MAX))
+    def begin(data: bytes, given: Grant | None) -> Lasting:
+        message = translate.parse(stream.request, data, limits.MESSAGE_BYTES_MAX)
+        roles.enter(given, message, deployment.control.store)
+        return stream.begin(watches, message)
 
-    return _stream_handler(begin, translate.watch_response, pool)
+    return _stream_handler(begin, translate.watch_response, pool, may)
 
 
 def _feed_handler(
@@ -554,19 +579,25 @@ def _feed_handler(
     access: LedgerAccess,
     stream: ledger_services.LedgerStream[Any, Any],
     pool: ThreadPoolExecutor,
+    may: May,
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
-    def begin(data: bytes) -> Lasting:
-        return stream.begin(deployment, access, translate.parse(stream.request, data, stream.bytes_max))
+    def begin(data: bytes, given: Grant | None) -> Lasting:
+        message = translate.parse(stream.request, data, stream.bytes_max)
+        roles.enter(given, message, deployment.control.store)
+        return stream.begin(deployment, access, message)
 
-    return _stream_handler(begin, stream.tell, pool)
+    return _stream_handler(begin, stream.tell, pool, may)
 
 
 def _stream_handler(
-    begin: Callable[[bytes], Lasting], tell: Callable[[Any], Message], pool: ThreadPoolExecutor
+    begin: Callable[[bytes, Grant | None], Lasting],
+    tell: Callable[[Any], Message],
+    pool: ThreadPoolExecutor,
+    may: May,
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
     def handle(data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
-            with begin(data) as lasting:
+            with begin(data, may(context)) as lasting:
                 # Whoever hangs up, or never reads on, must not hold the thread.
                 lasting.when_stalled(context.cancel)
                 if not context.add_callback(lasting.close):

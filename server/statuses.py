@@ -49,6 +49,8 @@ TABLE: Final[dict[type[PickgateError], Row]] = {
     errors.TooManyItems: Row(grpc.StatusCode.INVALID_ARGUMENT),
     errors.RequestIdReused: Row(grpc.StatusCode.ALREADY_EXISTS),
     errors.NotFound: Row(grpc.StatusCode.NOT_FOUND),
+    errors.Unauthenticated: Row(grpc.StatusCode.UNAUTHENTICATED),
+    errors.PermissionDenied: Row(grpc.StatusCode.PERMISSION_DENIED),
     errors.Conflict: Row(grpc.StatusCode.ABORTED),
     errors.Exhausted: Row(grpc.StatusCode.RESOURCE_EXHAUSTED),
     errors.Unavailable: Row(

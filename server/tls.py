@@ -164,7 +164,12 @@ class Certificates:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="pickgate-certificates", daemon=True)
         self._told_expiry = False
+        self._taken: Callable[[], None] = lambda: None
         self._tell_expiry()
+
+    def when_taken(self, then: Callable[[], None]) -> None:
+        """Have `then` called each time that a new set is taken, on the looking thread."""
+        self._taken = then
 
     @property
     def revision(self) -> int:
@@ -242,6 +247,7 @@ class Certificates:
         self._material = material
         self._revision += 1
         self._told_expiry = False
+        self._taken()
         _log.warning(
             "new certificates are in force, good until %s UTC", f"{material.expires_at:%Y-%m-%d %H:%M}"
         )

@@ -53,6 +53,7 @@ def main() -> int:
                     certificates=opening.certificates(settings),
                     listen_mtls=settings.listen_mtls,
                     ledger_url=settings.ledger_address,
+                    gate=opening.gate(settings, deployment),
                 )
                 try:
                     server.start()

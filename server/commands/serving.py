@@ -19,6 +19,7 @@ from server.commands import parameters
 from server.config import PASSPHRASE_BESIDE_DATA, Settings
 from server.console import Console, ask_passphrase, command
 from server.hardening import keep_memory_private
+from server.issuers import Issuers
 from server.ledger_process import LedgerProcess
 from server.output import OutputFailed, json_text, log_to_stderr, visible
 from server.serve import Server, freeze_heap
@@ -64,6 +65,7 @@ _passphrase_file = click.option(
     "--tls-cert-file", type=click.Path(path_type=Path), help="The server's certificate and chain (PEM)."
 )
 @click.option("--tls-key-file", type=click.Path(path_type=Path), help="Its private key (PEM).")
+@click.option("--issuers-file", type=click.Path(path_type=Path), help="Issuers of access tokens (TOML).")
 @click.option(
     "--tls-ca-file", type=click.Path(path_type=Path), help="CAs whose certificates terminals show (PEM)."
 )
@@ -91,6 +93,7 @@ def serve(
     tls_cert_file: Path | None,
     tls_key_file: Path | None,
     tls_ca_file: Path | None,
+    issuers_file: Path | None,
     durability: str | None,
     replicas: int | None,
     partitions: int | None,
@@ -114,6 +117,7 @@ def serve(
         tls_cert_file=tls_cert_file,
         tls_key_file=tls_key_file,
         tls_ca_file=tls_ca_file,
+        issuers_file=issuers_file,
         durability=durability,
         replicas=replicas,
         partitions=partitions,
@@ -129,6 +133,8 @@ def serve(
     keep_memory_private()
     # Before anything is started: what is wrong with the files is told at once.
     opening.certificates(settings)
+    if settings.issuers_file is not None:
+        Issuers(settings.issuers_file)
     # Around all: a signal while the store starts must still end it in order.
     with StopSignal() as stop, opening.store(settings) as url:
         if settings.embedded and not Deployment.exists(url):
@@ -169,6 +175,7 @@ def _run(
         certificates=opening.certificates(settings),
         listen_mtls=settings.listen_mtls,
         ledger_url=settings.ledger_address,
+        gate=opening.gate(settings, deployment),
     ).start()
     try:
         freeze_heap()
@@ -229,6 +236,8 @@ def _announce(console: Console, settings: Settings, addresses: Sequence[str]) ->
         said = json_text({"serving": addresses, "store": where})
     else:
         how = "TLS 1.3" if settings.tls_cert_file else "no TLS: this machine only"
+        if not settings.knows_callers:
+            how += ", OPEN: callers are not known"
         said = visible(f"serving on {', '.join(addresses)} ({how}; store: {where}); Ctrl-C stops")
     try:
         click.echo(said)

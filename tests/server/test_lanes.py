@@ -63,7 +63,7 @@ class _Tap:
     ) -> Callable[..., Any]:
         bare = self._channel.unary_unary(method, None, None)
 
-        def call(request: Any, timeout: float) -> Any:
+        def call(request: Any, timeout: float, metadata: object = None) -> Any:
             data = request_serializer(request)
             try:
                 answer: bytes = bare(data, timeout=timeout)

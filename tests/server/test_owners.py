@@ -45,7 +45,7 @@ class Gates(Blocking):
         self.taking_s = 0.0
         self.clock: Clock | None = None
 
-    def sort(self, batch: Sequence[bytes]) -> list[Sorted | Outcome]:
+    def sort(self, batch: Sequence[bytes], grants: object = ()) -> list[Sorted | Outcome]:
         self.sorted.append(list(batch))
         if self.sort_error is not None:
             raise self.sort_error
@@ -89,7 +89,7 @@ class Counter:
         for message in messages:
             call = Waiting()
             call.method, call.message, call.deadline_s = method, message, deadline_s
-            call.came_s, call.alone = self.monotonic(), False
+            call.came_s, call.alone, call.grant = self.monotonic(), False, None
             calls.append(call)
         self.owners.submit(calls)
 

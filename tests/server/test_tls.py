@@ -314,6 +314,9 @@ def test_others_are_let_in_with_tls_only(house: House, trust: Trust) -> None:
     plain.stop(0)
     files = trust.files
     given = {"listen": ["0.0.0.0:0"], "tls_cert_file": files.certificate, "tls_key_file": files.key}
+    with pytest.raises(ConfigError, match="nobody could be known"):
+        config.load(given, {})
+    given |= {"listen_mtls": ["127.0.0.1:0"], "tls_ca_file": files.roots}
     settings = config.load(given, {})
     with Server(
         house.deployment, settings.listen, look=lambda: None, certificates=Certificates(files)
@@ -398,7 +401,10 @@ def test_serve_says_that_there_is_no_tls_and_refuses_what_is_wrong(tmp_path: Pat
     assert "there is no TLS" in done.stderr
     bad = tmp_path / "bad.pem"
     bad.write_text("garbage")
-    given = ("--tls-cert-file", str(bad), "--tls-key-file", str(bad))
+    given = [
+        *("--tls-cert-file", str(bad), "--tls-key-file", str(bad)),
+        *("--tls-ca-file", str(bad), "--listen-mtls", "127.0.0.1:0"),
+    ]
     done = pickgate("serve", *given, "--data-dir", str(tmp_path / "data"), cwd=tmp_path)
     assert done.returncode == 2
     assert "holds no certificate" in done.stderr
