@@ -246,7 +246,7 @@ def test_an_owner_that_is_free_sheds_nothing(make: Make) -> None:
 class Sharing(Gates):
     """Gates at which some calls need several owners."""
 
-    def sort(self, batch: Sequence[bytes]) -> list[Sorted | Outcome]:
+    def sort(self, batch: Sequence[bytes], grants: object = ()) -> list[Sorted | Outcome]:
         return [
             Sorted(SEVERAL, data) if data.startswith(b"several") else Sorted(int(data[:1]), data)
             for data in batch
