@@ -139,6 +139,17 @@ class Exhausted(PickgateError):
     retry_after_ms: ClassVar[int] = 1_000
 
 
+class SlowDown(Exhausted):
+    """This caller has presented too many forged codes or wrong PINs: it waits, then one more is looked at."""
+
+    slug = "SLOW_DOWN"
+
+    def __init__(self, message: str, *, field: str = "", wait_ms: int = Exhausted.retry_after_ms) -> None:
+        super().__init__(message, field=field)
+        # Of this one: how long depends on how many there were.
+        self.retry_after_ms = wait_ms  # type: ignore[misc]
+
+
 # --- cursors of the ledger's feeds ---------------------------------------------------------------------------
 class CursorBack(PickgateError):
     """An acknowledgement lies behind the one that is stored: it was sent late, or its sender was put back to an older state."""

@@ -136,6 +136,19 @@ JWKS_REFETCH_S_MIN: Final = 10.0
 JWKS_AGE_S_MAX: Final = 24 * 3600.0
 """Keys that could not be fetched again for so long count no more."""
 JWKS_FETCH_S_MAX: Final = 5.0
+THROTTLED_MAX: Final = 16_384
+"""Terminals, stores and addresses whose bad answers are remembered, some 300 bytes each; for one more, that of longest ago goes."""
+SLOW_DOWN_S_MAX: Final = 60.0
+"""How long who floods waits at most until one more of its codes is looked at."""
+SLOW_DOWN_HOLD_S: Final = 1.0
+"""How long the hot lane keeps a refusal to itself: who floods waits for its answers, and so sends less."""
+HELD_CALLS_MAX: Final = 4_096
+"""Refusals kept back at the same time; one more is answered at once. Each is a call without its request, some 2 KB."""
+ALERT_REFUSALS: Final = 50
+"""Calls refused to one that is slowed down before somebody is told: a clerk who tries again and again has not as many."""
+ALERT_AGAIN_S: Final = 3_600.0
+ALERTS_PER_HOUR_MAX: Final = 100
+"""Lines in the log in a wide attack; all are counted."""
 
 CLIENT_TIMEOUT_S_DEFAULT: Final = 10.0
 """For one try of a call."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -29,6 +30,7 @@ from engine.errors import Exhausted
 from server import bounds, statuses, translate
 from server.batches import Method, Outcome
 from server.owners import Answered, Owners, Waiting
+from server.throttle import BAD, Throttle
 from server.turns import TooLate
 
 _log = logging.getLogger(__name__)
@@ -114,6 +116,7 @@ class Lane:
         request_wait_s: how long a call may wait for its request.
         queue_wait_s: how long a call may wait for its owner.
         admit: looks at each call before its request is read; it must not wait.
+        throttle: slows down whoever keeps presenting forged codes.
         monotonic_s: the clock of the waits.
         unix_s: the clock of the deadlines.
     """
@@ -128,14 +131,20 @@ class Lane:
         request_wait_s: float = bounds.REQUEST_WAIT_S,
         queue_wait_s: float = bounds.QUEUE_WAIT_S,
         admit: Admit | None = None,
+        throttle: Throttle | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
         unix_s: Callable[[], float] = time.time,
     ) -> None:
         self._queue_calls_max = queue_calls_max
         self._request_wait_s = request_wait_s
         self._admit = admit
+        self._throttle = throttle or Throttle()
+        self._hold_s = bounds.SLOW_DOWN_HOLD_S
+        # Refusals that are kept back, the oldest first.
+        self._held: deque[tuple[float, Arrival, Exception]] = deque()
         self._monotonic_s = monotonic_s
         self._unix_s = unix_s
+        self._methods = [path.rpartition("/")[2] for path in methods]
         self._asks = [_Ask(number, path) for number, path in enumerate(methods)]
         self._owners = Owners(
             list(methods.values()),
@@ -173,7 +182,7 @@ class Lane:
     @property
     def names(self) -> list[str]:
         """The methods it serves, without their services."""
-        return [ask.path.rpartition("/")[2] for ask in self._asks]
+        return self._methods
 
     @property
     def open_calls(self) -> int:
@@ -205,8 +214,9 @@ class Lane:
         self._thread.start()
 
     def hurry(self) -> None:
-        """From now on a call waits for its request `bounds.REQUEST_WAIT_STOPPING_S` only: the server stops."""
+        """The server stops: a call waits for its request `bounds.REQUEST_WAIT_STOPPING_S` only, and no refusal is kept back."""
         self._request_wait_s = min(self._request_wait_s, bounds.REQUEST_WAIT_STOPPING_S)
+        self._hold_s = 0.0
 
     def stop(self) -> None:
         """End, when the server has stopped. Stopping twice changes nothing."""
@@ -327,15 +337,32 @@ class Lane:
             self._answer([(call, error)])
             return
         call.message = message
+        if self._throttle.slowing:
+            refusal = self._throttle.refusal(self._methods[call.method], message, call.peer)
+            if refusal is not None:
+                self._hold(call, refusal)
+                return
         self._read.append(call)
+
+    def _hold(self, call: Arrival, refusal: Exception) -> None:
+        """Keep a refusal back for a while: at a flood's full rate, refusing alone would take all of this thread."""
+        call.message = b""
+        if self._hold_s and len(self._held) < bounds.HELD_CALLS_MAX:
+            self._held.append((self._monotonic_s() + self._hold_s, call, refusal))
+        else:
+            self._answer([(call, refusal)])
 
     def _ended(self, call: Arrival) -> None:
         call.stage = _OVER
         self.over += 1
 
     def _look(self) -> None:
-        """Look for calls that wait too long, for their requests or for their owners."""
-        before_s = self._monotonic_s() - self._request_wait_s
+        """Look for calls that wait too long, for their requests or for their owners, or long enough."""
+        now_s = self._monotonic_s()
+        while self._held and (self._held[0][0] <= now_s or not self._hold_s):
+            _, held, refusal = self._held.popleft()
+            self._answer([(held, refusal)])
+        before_s = now_s - self._request_wait_s
         late = []
         for number, call in self._silent.items():
             if call.came_s > before_s:
@@ -365,6 +392,8 @@ class Lane:
             assert isinstance(call, Arrival)
             try:
                 if type(outcome) is bytes:
+                    if outcome[:2] in BAD:
+                        self._throttle.note(self._methods[call.method], call.message, outcome, call.peer)
                     self._reply(call, outcome)
                     continue
                 # One error that many calls share is told, and logged, once.

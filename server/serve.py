@@ -32,6 +32,7 @@ from server.arrivals import Arrivals
 from server.config import Listen
 from server.gate import Gate
 from server.ledger_access import LedgerAccess
+from server.throttle import Throttle, ThrottledHandlers
 from server.turns import Turns
 
 _log = logging.getLogger(__name__)
@@ -109,6 +110,8 @@ class Server:
         # A thread for each accepted call, most of them waiting; `threads` of them work.
         self._pool = ThreadPoolExecutor(calls_max, thread_name_prefix="pickgate-call")
         self._arrivals = Arrivals(request_wait_s)
+        self.throttle = Throttle()
+        """Who is slowed down for forged codes and wrong PINs."""
         # Watchers of the health service wait on the connection, not on a thread of the calls.
         self._health = health.HealthServicer(
             experimental_non_blocking=True,
@@ -142,7 +145,7 @@ class Server:
                 self._feed_pool,
                 gate,
             ),
-            interceptors=[self._arrivals],
+            interceptors=[self._arrivals, ThrottledHandlers(self.throttle)],
             options=(
                 *_OPTIONS,
                 *(() if certificates is None else _TLS_OPTIONS),
@@ -161,6 +164,7 @@ class Server:
                 admit=None if gate is None else gate.admit(list(methods)),
                 queue_calls_max=queue_calls_max,
                 request_wait_s=request_wait_s,
+                throttle=self.throttle,
             )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -250,8 +254,9 @@ class Server:
         self._arrivals.stop()
 
     def statistics(self) -> dict[str, Any]:
-        """Figures of the hot lane, see there; {} when it does not serve."""
+        """Figures of the hot lane, see there, if it serves; of who is slowed down, "throttle", and who was refused, "refused"."""
         found = {} if self._lane is None else self._lane.statistics()
+        found = {**found, "throttle": self.throttle.statistics()}
         return found if self._gate is None else {**found, "refused": dict(self._gate.refused)}
 
     def __enter__(self) -> Self:

@@ -94,6 +94,7 @@ TABLE: Final[dict[type[PickgateError], Row]] = {
     errors.CursorAhead: Row(grpc.StatusCode.OUT_OF_RANGE),
     errors.CursorCut: Row(grpc.StatusCode.OUT_OF_RANGE),
     errors.LedgerOff: Row(grpc.StatusCode.FAILED_PRECONDITION),
+    errors.SlowDown: Row(grpc.StatusCode.RESOURCE_EXHAUSTED),
     errors.SetupError: _SETUP,
     errors.ConfigError: _SETUP,
     errors.StoreSettings: _SETUP,
