@@ -4,8 +4,8 @@
 files beside this one over gRPC, issues a code for each order, draws the QR codes as PNG, reads them back with an
 independent decoder (zxing-cpp), and redeems over gRPC what the decoder read. Each call has its expected verdict. The exit
 status is 0 only if every verdict is the expected one, every QR code read back as what was drawn, no refusal moved any
-stock, and in the end the stock adds up. It takes a little over a minute, because a screenshot has to grow really old; the
-second act (act_two.py) is played meanwhile.
+stock, in the end the stock adds up, and so do the books (act_three.py). It takes a little over a minute, because a screenshot
+has to grow really old; the second act (act_two.py) is played meanwhile.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from engine.state import launch
-from examples import act_one, act_two
+from examples import act_one, act_three, act_two
 from examples.session import FOLDER, Session
 from pickgate.v1 import types_pb2 as types_pb
 from server.client import CallFailed, Client
 
 OUT_DEFAULT: Final = FOLDER.parent / "build" / "demo"
+DATA: Final = act_three.DATA
 START_S_MAX: Final = 60.0
 STOP_S_MAX: Final = 30.0
 WIDTH: Final = 148
@@ -51,8 +52,8 @@ KEPT_VARIABLES: Final = {"PICKGATE_PURE", "PICKGATE_STORE_BINARY"}
 """Which kernels and which store binary to use: not settings of a deployment."""
 
 
-def play(session: Session) -> None:
-    """All that happens, in order."""
+def play(session: Session, folder: Path) -> None:
+    """All that happens, in order; the server's data is in `folder`."""
     session.load()
     waiting = act_one.begin(session)
     until_ms = max(waiting.until_ms, act_two.begin(session))
@@ -63,6 +64,7 @@ def play(session: Session) -> None:
     act_two.a_minute_later(session)
     session.flush("A minute later")
     session.add_up()
+    act_three.play(session, folder)
 
 
 @contextlib.contextmanager
@@ -73,7 +75,7 @@ def serving(folder: Path) -> Iterator[str]:
     """
     command = [
         sys.executable, "-m", "server.cli", "--json", "serve",
-        "--data-dir", str(folder / "data"), "--listen", "127.0.0.1:0", "--durability", "fsync", "--log-level", "warning",
+        "--data-dir", str(folder / DATA), "--listen", "127.0.0.1:0", "--durability", "fsync", "--log-level", "warning",
     ]  # fmt: skip
     # Settings of the machine's own deployment must not reach this one; and it runs the code that this process runs.
     environment = {
@@ -149,7 +151,7 @@ def run(out: Path, console: Console) -> int:
         with Client(address) as client:
             wait_healthy(client)
             session = Session(client, address, out, console)
-            play(session)
+            play(session, Path(folder))
     console.print("What the clerk reads")
     for verdict, zh, en in session.sentences:
         console.print(f"  {verdict:<18} {escape(zh)}\n  {'':<18} {escape(en)}", soft_wrap=True)
@@ -162,7 +164,9 @@ def run(out: Path, console: Console) -> int:
         for problem in session.problems:
             console.print(f"  {escape(problem)}", soft_wrap=True)
         return 1
-    console.print("[bold green]every verdict as expected, every QR code read back, the stock adds up[/]")
+    console.print(
+        "[bold green]every verdict as expected, every QR code read back, the stock and the books add up[/]"
+    )
     return 0
 
 

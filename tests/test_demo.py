@@ -6,21 +6,24 @@ import io
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from examples import act_one, act_two, demo
+from examples import act_one, act_three, act_two, demo
 from examples.session import Session
+from pickgate.v1 import ledger_service_pb2 as ledger_pb
 from pickgate.v1 import types_pb2 as types_pb
-from server.client import Client
+from server.client import CallFailed, Client
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
@@ -232,6 +235,16 @@ def test_the_demo_from_beginning_to_end(tmp_path: Path) -> None:
     assert len(re.findall(r"terminal 21  PIN_WRONG  clerk:21", output)) == 3
     assert re.search(r"2005 人民广场店 .* 1\.6 km +open ", output)
     assert re.search(r"2005 人民广场店 .* 1\.6 km +opens \d\d ", output)
+    assert re.search(r"^EQUAL  store and ledger, 28 shelves and 39 codes compared", output, re.MULTILINE)
+    assert re.search(r"^SOUND  1\d\d rows of \d partitions, .*against \d signed heads", output, re.MULTILINE)
+    assert re.findall(r"^ ((?:store|user):\d+) +(\d+\.\d\d) *$", output, re.MULTILINE) == [
+        # 565.20 of 1001, 245.10 of 1005 and 811.82 of 3003; nothing of 1008, which was refunded.
+        ("store:2001", "1622.12"),
+        ("user:88012", "107.09"),
+        ("user:88034", "58.79"),
+    ]
+    assert "mall 2 is told 3 events of its 2 codes: 2 issued, 1 redeemed" in output
+    assert len(re.findall(r"(?:TRIED|LOCKED) +terminal 21  clerk:21$", output, re.MULTILINE)) == 3
     assert "二维码已失效" in output
     assert "The QR code is stale" in output
     pictures = list((tmp_path / "codes").glob("*.png"))
@@ -313,6 +326,46 @@ def test_the_demo_notices_what_is_not_as_expected(session: Session) -> None:
     # A picture that another QR version than the expected one is drawn for.
     session.picture(session.rendered("1006").text, "1006", 8)
     assert [problem.partition(":")[2] for problem in session.problems] == [" QR version 4, expected 8"]
+
+
+def test_the_demo_notices_books_that_do_not_add_up(session: Session, tmp_path: Path) -> None:
+    def ledger_is_made() -> bool:
+        try:
+            session.client.call(session.client.ledger.GetLedgerStatus, ledger_pb.GetLedgerStatusRequest())
+        except CallFailed:
+            return False
+        return True
+
+    act_one.begin(session)
+    session.scan("1005", "QR code", "REDEEMED", 11, session.show("1005"))
+    until(ledger_is_made, "the writer has begun")
+    session.orders = {name: session.orders[name] for name in ("1005", "1021", "3003")}
+    session.problems.clear()
+
+    # Codes that our own books know nothing of, and one that nobody was told of.
+    session.orders["3003"].uid = "0" * 16
+    act_three.reconciled(session)
+    assert [problem.partition(":")[0] for problem in session.problems] == ["codes that were compared"]
+    session.problems.clear()
+    act_three.told(session)
+    assert session.problems[0].startswith("orders that mall 1 is told of: got {")
+    session.problems.clear()
+
+    # A redemption that our own books don't know.
+    session.orders["1005"].left[103] += 1
+    act_three.paid(session, tmp_path)
+    assert session.problems == [
+        "the wallet's balances: got {'store:2001': '245.10', 'user:88034': '12.90'},"
+        " expected {'store:2001': '163.40', 'user:88012': '0.00', 'user:88034': '8.60'}"
+    ]
+    session.problems.clear()
+
+    # A chain that was changed behind our back.
+    with closing(sqlite3.connect(tmp_path / act_three.DATA / "ledger.sqlite3", timeout=10)) as connection:
+        connection.execute("UPDATE events SET data = data || x'00' WHERE partition = 1024 AND seq = 2")
+        connection.commit()
+    act_three.verified(session, tmp_path)
+    assert [problem.partition(":")[0] for problem in session.problems] == ["verify", "the chain"]
 
 
 def test_the_demo_notices_what_a_watch_tells_wrong(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
