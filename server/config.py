@@ -21,7 +21,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from engine import limits
 from engine.errors import ConfigError
-from engine.ledger.daily import AT_DEFAULT
+from engine.ledger import retention
+from engine.ledger.daily import AT_DEFAULT, CHECKPOINT_AT_DEFAULT
 from engine.state.store_url import redacted
 from server import bounds
 
@@ -185,6 +186,17 @@ class Settings(BaseModel):
         default=AT_DEFAULT,
         description="a time of day and a time zone, for example '20:00 Asia/Shanghai', or 'off'",
         pattern=r"^(off|[0-9]{2}:[0-9]{2} \S{1,64})$",
+    )
+    ledger_checkpoint_at: str = Field(
+        default=CHECKPOINT_AT_DEFAULT,
+        description="a time of day and a time zone, for example '04:00 Asia/Shanghai', or 'off'",
+        pattern=r"^(off|[0-9]{2}:[0-9]{2} \S{1,64})$",
+    )
+    ledger_events_days: int = Field(
+        default=retention.EVENTS_DAYS, ge=retention.EVENTS_DAYS, le=36_525, description="days, 1096 .. 36525"
+    )
+    ledger_attempts_days: int = Field(
+        default=retention.ATTEMPTS_DAYS, ge=184, le=36_525, description="days, 184 .. 36525"
     )
     ledger_lag_s_max: _Seconds = Field(
         default=limits.LEDGER_LAG_S_MAX,

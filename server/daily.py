@@ -1,4 +1,4 @@
-"""The daily reconciliation, as a process of its own beside the ledger's writer: it folds for a while, and the writer must go on."""
+"""Daily jobs (the reconciliation, the checkpoint), each as a process of its own: it folds for a while, and the ledger's writer must go on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 class Daily:
-    """Starts `pickgate ledger reconcile` when its time of day has come. For one thread."""
+    """Starts a command of pickgate when its time of day has come. For one thread."""
 
     def __init__(
         self, at: str, now_ms: Callable[[], int], arguments: Sequence[str], environ: Mapping[str, str]
@@ -23,6 +23,7 @@ class Daily:
         """at: "HH:MM zone", or OFF. arguments and environ: of the command."""
         self._at = at
         self._now_ms = now_ms
+        self._name = " ".join(arguments)
         self._command = [sys.executable, "-m", "server.cli", *arguments]
         self._environ = dict(environ)
         self._due_ms = 0 if at == OFF else daily.next_ms(at, now_ms())
@@ -37,7 +38,9 @@ class Daily:
         """Start it if it is due, and tell how the one before ended."""
         if self._process is not None and self._process.poll() is not None:
             if self._process.returncode:
-                _log.error("the daily reconciliation ended with status %d", self._process.returncode)
+                _log.error(
+                    "the daily job 'pickgate %s' ended with status %d", self._name, self._process.returncode
+                )
             self._process = None
         if self._due_ms and self._now_ms() >= self._due_ms:
             self._due_ms = daily.next_ms(self._at, self._now_ms())

@@ -57,6 +57,9 @@ class LedgerProcess:
             "ledger_key_file": settings.ledger_key.absolute(),
             "ledger_heads_dir": settings.ledger_heads.absolute(),
             "ledger_reconcile_at": settings.ledger_reconcile_at,
+            "ledger_checkpoint_at": settings.ledger_checkpoint_at,
+            "ledger_events_days": settings.ledger_events_days,
+            "ledger_attempts_days": settings.ledger_attempts_days,
         }
         self._environ = {name: os.environ[name] for name in _HANDED_DOWN if name in os.environ} | {
             f"{PREFIX}{key.upper()}": str(value) for key, value in chosen.items()

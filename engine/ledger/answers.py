@@ -26,6 +26,7 @@ from engine.verdict import (
     VoidVerdict,
 )
 
+_STOCK_CHANGES: Final = frozenset({EventType.STOCK, EventType.TRANSFER_OUT, EventType.TRANSFER_IN})
 BURNT: Final = b"P"
 """What is remembered of a proof token's digest: that it was used."""
 _REVIEWED: Final = {
@@ -45,12 +46,21 @@ class Answers:
         """Kept for STOCK_ANSWER_TTL_S from a time (unix ms)."""
         self.of_arrivals: dict[tuple[bytes, int, bytes], tuple[int, bytes]] = {}
         """By request, the store that the units left and the number of that event; kept for ARRIVAL_TTL_S from a time."""
-        self._last: tuple[Event, bytes, tuple[bytes, int, bytes] | None] | None = None
+        self._last: Event | None = None
 
     def forget(self, record: Record) -> None:
         """A code's time is over, and that of all that was remembered for it."""
         for at in range(0, len(record.requests), 12):
             self.of_codes.pop(record.requests[at : at + 12], None)
+
+    def prune(self, now_ms: int) -> None:
+        """Drop answers of stock changes and arrivals whose lifetime is over."""
+        for digest, (at_ms, _) in list(self.of_stock.items()):
+            if at_ms + limits.STOCK_ANSWER_TTL_S * 1000 <= now_ms:
+                del self.of_stock[digest]
+        for key, (at_ms, _) in list(self.of_arrivals.items()):
+            if at_ms + limits.ARRIVAL_TTL_S * 1000 <= now_ms:
+                del self.of_arrivals[key]
 
     # --- codes ------------------------------------------------------------------------------------------------
     def redeem(self, event: Event, record: Record) -> None:
@@ -110,38 +120,43 @@ class Answers:
     # --- stock ------------------------------------------------------------------------------------------------
     def stock(self, event: Event, figures: bytes) -> None:
         """lua/stock.lua."""
-        received = event.facts["change"] == StockChange.RECEIVE
-        verdict = (StockVerdict.RECEIVED if received else StockVerdict.ADJUSTED).number
-        self.of_stock[event.request] = event.at_ms, _stock_answer(event, verdict, figures)
-        self._last = event, bytes([verdict]), None
+        self.of_stock[event.request] = event.at_ms, _stock_answer(event, figures)
+        self._last = event
 
     def departure(self, event: Event, figures: bytes) -> None:
         """lua/transfer.lua, out."""
-        verdict = TransferVerdict.TRANSFERRED.number
-        self.of_stock[event.request] = event.at_ms, _stock_answer(event, verdict, figures)
-        self._last = event, bytes([verdict]), None
+        self.of_stock[event.request] = event.at_ms, _stock_answer(event, figures)
+        self._last = event
 
     def arrival(self, event: Event, figures: bytes, departure: bytes) -> None:
         """lua/transfer.lua, in."""
-        verdict = TransferVerdict.TRANSFERRED.number
         key = event.request, event.facts["other_store_id"], departure
-        self.of_arrivals[key] = event.at_ms, _stock_answer(event, verdict, figures)
-        self._last = event, bytes([verdict]), key
+        self.of_arrivals[key] = event.at_ms, _stock_answer(event, figures)
+        self._last = event
+
+    @property
+    def cause(self) -> Event | None:
+        """The change of stock that the next event may follow from."""
+        return self._last
+
+    def go_on_from(self, event: Event) -> None:
+        """Take up behind an event: what was answered to it is known, the tier that it caused may follow."""
+        if event.type in _STOCK_CHANGES:
+            self._last = event
 
     def tier(self, event: Event, figures: bytes) -> None:
         """The crossing that a change of stock caused is its next event, and its answer has the new tier."""
-        if self._last is None:
+        cause, self._last = self._last, None
+        if cause is None or (cause.id.epoch, cause.id.seq + 1) != (event.id.epoch, event.id.seq):
             return
-        cause, verdict, arrival = self._last
-        self._last = None
         shelf = event.mall_id, event.store_id, event.facts["sku_id"]
-        if cause.id.seq + 1 != event.id.seq or cause.id.epoch != event.id.epoch:
-            return
         if (cause.mall_id, cause.store_id, cause.facts["sku_id"]) != shelf:
             return
-        answer = cause.at_ms, _stock_answer(cause, verdict[0], figures)
-        if arrival is not None:
-            self.of_arrivals[arrival] = answer
+        answer = cause.at_ms, _stock_answer(cause, figures)
+        if cause.type is EventType.TRANSFER_IN:
+            epoch, seq = cause.facts["departure"]
+            number = layouts.DEPARTURE.pack(epoch, seq.to_bytes(6, "big"))
+            self.of_arrivals[cause.request, cause.facts["other_store_id"], number] = answer
         else:
             self.of_stock[cause.request] = answer
 
@@ -175,7 +190,13 @@ def _redeem_answer(
     )
 
 
-def _stock_answer(event: Event, verdict: int, figures: bytes) -> bytes:
+def _stock_answer(event: Event, figures: bytes) -> bytes:
+    if event.type is not EventType.STOCK:
+        verdict = TransferVerdict.TRANSFERRED.number
+    elif event.facts["change"] == StockChange.RECEIVE:
+        verdict = StockVerdict.RECEIVED.number
+    else:
+        verdict = StockVerdict.ADJUSTED.number
     on_hand, reserved, baseline, tier = layouts.STOCK.struct.unpack(figures)
     _, epoch, seq = _when(event)
     return event.body + layouts.STOCK_ANSWER.pack(

@@ -44,6 +44,10 @@ class Chain:
         self._deployment_id = deployment_id
         self._new: Any = hashlib.sha256 if algorithm == "sha256" else lambda data: hashlib.new("sm3", data)
 
+    def hasher(self) -> Any:
+        """A new hash object of the chain's algorithm, as hashlib has them."""
+        return hashlib.new(self.algorithm)
+
     def first(self, partition: int) -> bytes:
         """The link before a partition's first row."""
         parts = (_LABEL, self._deployment_id.encode(), partition.to_bytes(4, "big"))

@@ -1,4 +1,4 @@
-"""When the next daily reconciliation is due: a time of day in a time zone, whatever its clocks do."""
+"""When a daily job is next due (the reconciliation, the checkpoint): a time of day in a time zone, whatever its clocks do."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from engine.errors import ConfigError
 
 AT_DEFAULT: Final = "20:00 Asia/Shanghai"
+"""Of the reconciliation."""
+CHECKPOINT_AT_DEFAULT: Final = "04:00 Asia/Shanghai"
+"""When the stores are closed."""
 _FORM: Final = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9]) (\S{1,64})")
 
 
-def parse(text: str) -> tuple[time, ZoneInfo]:
+def parse(text: str, field: str = "ledger_reconcile_at") -> tuple[time, ZoneInfo]:
     """Read "20:00 Asia/Shanghai". Raises ConfigError."""
     found = _FORM.fullmatch(text)
     if found is None:
         raise ConfigError(
-            f"ledger_reconcile_at is {text!r}; expected a time and a time zone, for example {AT_DEFAULT!r}, or 'off'",
-            field="ledger_reconcile_at",
+            f"{field} is {text!r}; expected a time and a time zone, for example {AT_DEFAULT!r}, or 'off'",
+            field=field,
         )
     try:
         zone = ZoneInfo(found[3])
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise ConfigError(
-            f"ledger_reconcile_at names the time zone {found[3]!r}, which there is not; expected one of the IANA data base",
-            field="ledger_reconcile_at",
+            f"{field} names the time zone {found[3]!r}, which there is not; expected one of the IANA data base",
+            field=field,
         ) from None
     return time(int(found[1]), int(found[2])), zone
 

@@ -17,8 +17,8 @@ from sqlalchemy import Connection, and_, func, select, tuple_
 
 from engine import limits
 from engine.errors import CursorAhead, CursorCut, InvalidInput
-from engine.ledger import database
-from engine.ledger.ledger import read_heads
+from engine.ledger import cuts, database
+from engine.ledger.ledger import read_heads, since_ms
 from engine.ledger.tables import EVENTS
 from engine.state.events import Event, EventType, parse
 from engine.state.streams import CONTROL, START, Place
@@ -100,6 +100,9 @@ def oldest(connection: Connection) -> Cursor:
 
 def cut_place(connection: Connection, number: int) -> Place:
     """Behind which event a partition's rows are kept; START when nothing was ever cut off."""
+    by_order = cuts.places(connection).get(number, START)
+    if by_order != START:
+        return by_order
     first = connection.execute(
         select(EVENTS.c.epoch, EVENTS.c.seq)
         .where(EVENTS.c.partition == number)
@@ -199,6 +202,8 @@ def _events(
         place > tuple_(*after),
         place <= tuple_(*upto),
         EVENTS.c.type.in_(sorted(types)),
+        # Where each day has a table, only those of the page's days are looked into.
+        EVENTS.c.at_ms >= since_ms(connection, number, after),
     )
     if mall_id:
         wanted = and_(wanted, EVENTS.c.mall_id == mall_id)

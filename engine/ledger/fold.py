@@ -8,7 +8,7 @@ that names it, and nothing behind it can be told.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
@@ -66,7 +66,21 @@ class Arrival(NamedTuple):
     number: bytes
 
 
+DAY_MS: Final = 86_400_000
+REGISTER_DAYS: Final = 4
+"""For how many days, the current one included, the store looks for a request id (lua/register.lua)."""
 _MAKING: Final = bytes([EventType.ISSUED, EventType.HELD])
+_REGISTERED: Final = frozenset(
+    {
+        EventType.CONFIRMED,
+        EventType.EXTENDED,
+        EventType.VOIDED,
+        EventType.REVIEWED,
+        EventType.STOCK,
+        EventType.TRANSFER_OUT,
+    }
+)
+"""Whose requests stand in the register of request ids (engine.registered), besides those that make a code."""
 _ACTOR_LEN: Final = slice(layouts.EVENT.size - 2, layouts.EVENT.size)
 
 
@@ -86,8 +100,13 @@ class Fold:
         """Codes whose review is open, and since when (unix ms)."""
         self.departures: dict[Departure, bytes] = {}
         """As layouts.TRANSIT; arrived or not, since that another partition says."""
-        self.arrivals: set[Arrival] = set()
+        self.arrivals: dict[Arrival, int] = {}
+        """And when (unix ms)."""
+        self.register: dict[bytes, bytes] = {}
+        """If answers are kept: requests of malls, by digest: the day since 1970 in four bytes, and the body's digest."""
         self.answers = Answers() if remember else None
+        self.last: Entry | None = None
+        """The event at `place`; None before the first, and behind a checkpoint."""
 
     def add_all(self, entries: Iterable[Entry]) -> None:
         """Add events in order. Raises Contradiction."""
@@ -107,11 +126,14 @@ class Fold:
                 event = parse(self.partition, b"%d-%d" % entry[:2], entry.data)
                 self.last_at_ms = event.at_ms
                 _STEPS[event.type](self, event)
+                if self.answers is not None and event.type in _REGISTERED:
+                    self.register[event.request] = _day(event.at_ms) + event.body
         except (struct.error, ValueError, KeyError, IndexError) as error:
             raise Contradiction(
                 self._number(entry), f"its bytes are no event ({type(error).__name__}: {error})"
             ) from error
         self.place = Place(entry.epoch, entry.seq)
+        self.last = entry
 
     def _number(self, entry: Entry) -> EventId:
         return EventId(self.partition, entry.epoch, entry.seq)
@@ -201,7 +223,7 @@ class Fold:
         arrival = Arrival(event.request, facts["other_store_id"], number)
         if arrival in self.arrivals:
             raise Contradiction(event.id, "the same departure arrives a second time")
-        self.arrivals.add(arrival)
+        self.arrivals[arrival] = event.at_ms
         if self.answers is not None:
             self.answers.arrival(event, shelf.pack(), number)
 
@@ -236,6 +258,8 @@ class Fold:
                 )
         self.last_at_ms = int.from_bytes(head[2], "big")
         self.records[uid] = record
+        if self.answers is not None:
+            self.register[head[7]] = _day(self.last_at_ms) + head[8]
 
     def _record(self, event: Event) -> Record:
         data = self.records.get(event.uid)
@@ -429,6 +453,49 @@ class Fold:
                 del self.records[uid]
                 if self.answers is not None:
                     self.answers.forget(record)
+
+    def prune(self, *, arrived: Collection[Arrival] = ()) -> None:
+        """Drop what no later event can touch and no rebuild writes, judged by the time of the last event.
+
+        A code may be reversed until it is forgotten, and a store that nobody swept forgets late: ended ones are kept for the longest
+        window of a reversal besides. arrived: departures that are over (Fold.over, of every partition).
+        """
+        self.forget(self._over_ms())
+        today = self.last_at_ms // DAY_MS
+        for request, entry in list(self.register.items()):
+            if int.from_bytes(entry[:4], "big") + REGISTER_DAYS <= today:
+                del self.register[request]
+        for departure, data in list(self.departures.items()):
+            if Arrival(departure.request, left_store(data), departure.number) in arrived:
+                del self.departures[departure]
+        for arrival in self.over():
+            self.arrivals.pop(arrival, None)
+        if self.answers is not None:
+            self.answers.prune(self.last_at_ms)
+
+    def _over_ms(self) -> int:
+        return self.last_at_ms - limits.REVERSAL_WINDOW_S_MAX * 1000
+
+    def is_over(self, data: bytes) -> bool:
+        """Whether `prune` would drop a record: nothing can happen to it any more. False for bytes that are no record."""
+        try:
+            return records.is_ended(data) and forgettable(records.read(data), self._over_ms())
+        except (struct.error, IndexError):
+            return False
+
+    def over(self) -> list[Arrival]:
+        """Arrivals so old that the store has forgotten them."""
+        end_ms = self.last_at_ms - limits.ARRIVAL_TTL_S * 1000
+        return [arrival for arrival, at_ms in self.arrivals.items() if at_ms <= end_ms]
+
+
+def left_store(transit: bytes) -> int:
+    """The store that units in transit left."""
+    return int(layouts.TRANSIT.unpack(transit)[layouts.TRANSIT.names.index("store")])
+
+
+def _day(at_ms: int) -> bytes:
+    return (at_ms // DAY_MS).to_bytes(4, "big")
 
 
 def forgettable(record: Record, now_ms: int) -> bool:

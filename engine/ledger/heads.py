@@ -34,7 +34,7 @@ EVERY_S: Final = 60.0
 """Between two statements, while something happens: what a cut-off tail can hide at most."""
 PUBLIC_KEY_NAME: Final = "public.pem"
 
-_LABEL: Final = b"pickgate heads 1\0"
+_LABEL: Final = "pickgate heads 1"
 _log = logging.getLogger(__name__)
 
 
@@ -60,6 +60,20 @@ class Unsound:
 def key_name(key: Ed25519PublicKey) -> str:
     """What a key is called: the first eight bytes, in hex, of the SHA-256 of its raw public half."""
     return sha256(key.public_bytes_raw()).hexdigest()[:16]
+
+
+def sign_text(key: Ed25519PrivateKey, label: str, text: str) -> bytes:
+    """Sign a statement of a kind: Ed25519 over label ‖ 0 ‖ text, so that none can stand for one of another kind."""
+    return key.sign(label.encode() + b"\0" + text.encode())
+
+
+def is_signed(key: Ed25519PublicKey, label: str, text: str, signature: bytes) -> bool:
+    """Whether a statement of a kind is signed by a key."""
+    try:
+        key.verify(signature, label.encode() + b"\0" + text.encode())
+    except InvalidSignature:
+        return False
+    return True
 
 
 def load_key(path: Path) -> Ed25519PrivateKey:
@@ -179,7 +193,7 @@ class Signer:
             for number, head in sorted(heads.items())
         }
         statement = json.dumps({**self._about, "at_ms": at_ms, "heads": told}, separators=(",", ":"))
-        signature = self._key.sign(_LABEL + statement.encode())
+        signature = sign_text(self._key, _LABEL, statement)
         line = {"key": self._name, "signature": signature.hex(), "statement": statement}
         return json.dumps(line, separators=(",", ":")).encode() + b"\n"
 
@@ -225,14 +239,13 @@ def _fields(line: bytes) -> dict[str, Any] | None:
 def _statement(source: str, fields: Mapping[str, Any], key: Ed25519PublicKey) -> Statement | Unsound:
     try:
         text = fields["statement"]
-        key.verify(bytes.fromhex(fields["signature"]), _LABEL + text.encode())
+        if not is_signed(key, _LABEL, text, bytes.fromhex(fields["signature"])):
+            return Unsound(source, f"it is not signed by the key {key_name(key)}")
         said = json.loads(text)
         heads = {
             int(number): Head(Place(*map(int, place.split("-"))), rows, bytes.fromhex(link))
             for number, (place, rows, link) in said["heads"].items()
         }
         return Statement(said["deployment"], said["at_ms"], heads, source)
-    except InvalidSignature:
-        return Unsound(source, f"it is not signed by the key {key_name(key)}")
     except (KeyError, TypeError, ValueError, AttributeError):
         return Unsound(source, "it is not a statement of heads")

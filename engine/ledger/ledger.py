@@ -10,19 +10,20 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
-from sqlalchemy import Connection, Engine, and_, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, func, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from engine.errors import DeploymentMismatch
-from engine.ledger import database, rows
+from engine.ledger import database, day_tables, rows
 from engine.ledger.chain import Chain
-from engine.ledger.tables import EVENTS, FACTS, HEADS, ORDERS
-from engine.state.streams import START, Entry, Place
+from engine.ledger.tables import DAYS, EVENTS, FACTS, HEADS, ORDERS
+from engine.state.streams import CONTROL, START, Entry, Place
 
 PAGE_ROWS = 4_096
 """Rows of one read: about a megabyte."""
+DAY_MS: Final = 86_400_000
 
 
 class HeadMoved(Exception):
@@ -69,6 +70,10 @@ class Ledger:
         # of rows would cost more than the database does.
         self._insert_events = str(insert(EVENTS).compile(dialect=engine.dialect))
         self._insert_orders = str(insert(ORDERS).compile(dialect=engine.dialect))
+        self._days: dict[int, int] = {}
+        """The last day of each partition that this process knows to be in the table of days."""
+        self._day_tables: set[int] = set()
+        """Days that this process knows to have a table (engine.ledger.day_tables)."""
 
     @classmethod
     def open(
@@ -143,7 +148,9 @@ class Ledger:
             made += map(rows.event_row, repeat(partition), following, links)
             place = Place(following[-1].epoch, following[-1].seq)
             moved[partition] = Head(place, head.rows + len(following), links[-1])
+        self._make_day_tables({row.at_ms // DAY_MS for row in made if row.partition != CONTROL})
         orders = [order for row in made if (order := rows.order_row(row)) is not None]
+        known, self._days = self._days, {}  # of no use if this fails: another may have been faster
         with database.writing(self.engine) as connection:
             # The heads first: whoever has moved them owns their partitions until the commit, in one order for all.
             for partition, head in moved.items():
@@ -151,7 +158,21 @@ class Ledger:
             connection.exec_driver_sql(self._insert_events, made)
             if orders:
                 connection.exec_driver_sql(self._insert_orders, orders)
+            _keep_days(connection, made, known)
+        self._days = known
         return moved
+
+    def make_ahead(self, now_ms: int) -> None:
+        """Make what the coming days need, so that no event has to wait for it. Raises LedgerUnavailable."""
+        today = now_ms // DAY_MS
+        self._make_day_tables(set(range(today, today + day_tables.AHEAD_DAYS + 1)))
+
+    def _make_day_tables(self, days: set[int]) -> None:
+        if days <= self._day_tables or self.engine.dialect.name == "sqlite":
+            return
+        with database.writing(self.engine) as connection:
+            day_tables.make(connection, days)
+        self._day_tables |= days
 
     def keep_setup(self, constants: bytes, keyring: bytes) -> None:
         """Keep what no event carries and a rebuild needs: the deployment's constants, and its keyring, wrapped as it is.
@@ -187,6 +208,21 @@ class Ledger:
             yield from read_rows(connection, partition, after=after, upto=upto)
 
 
+def _keep_days(connection: Connection, made: Sequence[rows.EventRow], known: dict[int, int]) -> None:
+    """Note the first event of each day."""
+    first: list[dict[str, int]] = []
+    for row in made:
+        day = row.at_ms // DAY_MS
+        if row.partition not in known:
+            newest = select(func.max(DAYS.c.day)).where(DAYS.c.partition == row.partition)
+            known[row.partition] = connection.execute(newest).scalar() or 0
+        if day > known[row.partition]:
+            known[row.partition] = day
+            first.append({"partition": row.partition, "day": day, "epoch": row.epoch, "seq": row.seq})
+    if first:
+        connection.execute(insert(DAYS), first)
+
+
 def read_heads(connection: Connection) -> dict[int, Head]:
     """The head of every partition that has rows."""
     found = connection.execute(select(HEADS).order_by(HEADS.c.partition))
@@ -195,24 +231,62 @@ def read_heads(connection: Connection) -> dict[int, Head]:
     }
 
 
+def read_tail(connection: Connection, partition: int, count: int) -> list[Entry]:
+    """The last `count` events of a partition, in order."""
+    found = connection.execute(
+        select(EVENTS.c.epoch, EVENTS.c.seq, EVENTS.c.data)
+        .where(EVENTS.c.partition == partition)
+        .order_by(EVENTS.c.epoch.desc(), EVENTS.c.seq.desc())
+        .limit(count)
+    ).all()
+    return [Entry(epoch, seq, database.raw(data)) for epoch, seq, data in reversed(found)]
+
+
 def read_rows(
     connection: Connection, partition: int, *, after: Place = START, upto: Place | None = None
 ) -> Iterator[Row]:
     """The rows of a partition in order, a page at a time."""
     number = tuple_(EVENTS.c.epoch, EVENTS.c.seq)
     columns = select(EVENTS.c.epoch, EVENTS.c.seq, EVENTS.c.data, EVENTS.c.link)
-    while True:
-        wanted = and_(EVENTS.c.partition == partition, number > tuple_(*after))
-        if upto is not None:
-            wanted = and_(wanted, number <= tuple_(*upto))
-        page = connection.execute(
-            columns.where(wanted).order_by(EVENTS.c.epoch, EVENTS.c.seq).limit(PAGE_ROWS)
-        ).all()
-        for epoch, seq, data, link in page:
-            yield Row(Entry(epoch, seq, database.raw(data)), database.raw(link))
-        if len(page) < PAGE_ROWS:
+    for span in _spans(connection, partition, after):
+        while True:
+            wanted = and_(EVENTS.c.partition == partition, number > tuple_(*after), *span)
+            if upto is not None:
+                wanted = and_(wanted, number <= tuple_(*upto))
+            page = connection.execute(
+                columns.where(wanted).order_by(EVENTS.c.epoch, EVENTS.c.seq).limit(PAGE_ROWS)
+            ).all()
+            for epoch, seq, data, link in page:
+                yield Row(Entry(epoch, seq, database.raw(data)), database.raw(link))
+            if page:
+                after = Place(page[-1][0], page[-1][1])
+            if len(page) < PAGE_ROWS:
+                break
+        if upto is not None and after >= upto:
             return
-        after = Place(page[-1][0], page[-1][1])
+
+
+def _spans(connection: Connection, partition: int, after: Place) -> list[list[ColumnElement[bool]]]:
+    """Conditions that divide a partition's rows behind a place so that each is of one day's table; one without any on SQLite."""
+    if partition == CONTROL or not day_tables.are_there(connection):
+        return [[]]
+    begins_ms = since_ms(connection, partition, after)
+    days = connection.execute(
+        select(DAYS.c.day)
+        .where(DAYS.c.partition == partition, DAYS.c.day >= begins_ms // DAY_MS)
+        .order_by(DAYS.c.day)
+    ).scalars()
+    return [[EVENTS.c.at_ms >= day * DAY_MS, EVENTS.c.at_ms < (day + 1) * DAY_MS] for day in days]
+
+
+def since_ms(connection: Connection, partition: int, place: Place) -> int:
+    """A time, unix ms, before which no event behind a place lies: where the day of the place begins."""
+    day = connection.execute(
+        select(func.max(DAYS.c.day)).where(
+            DAYS.c.partition == partition, tuple_(DAYS.c.epoch, DAYS.c.seq) <= tuple_(*place)
+        )
+    ).scalar()
+    return (day or 0) * DAY_MS
 
 
 def _facts(connection: Connection) -> dict[str, str]:

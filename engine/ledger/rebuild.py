@@ -4,25 +4,28 @@ Live codes with what is left of them, codes that ended within their afterlife, s
 of earlier requests, the set-up and the wrapped keyring. What the lost store had acknowledged behind the ledger's last event is lost: the
 ledger's lag at that moment.
 
-Not rebuilt: the register of request ids that came back naming another store (it only refuses mistakes), the remembered answers of puts to the
-set-up, refused attempts.
+The ledger is folded on from its latest sound checkpoint (engine.ledger.checkpoints), or from its beginning; both give the same.
+
+Not rebuilt: the remembered answers of puts to the set-up, refused attempts.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from engine import limits
-from engine.errors import DeploymentMismatch, LedgerConflict
-from engine.ledger import records
-from engine.ledger.fold import Arrival, Contradiction, Fold
-from engine.ledger.ledger import Ledger
+from engine.errors import DeploymentMismatch
+from engine.ledger import checkpoints, database, records
+from engine.ledger.fold import DAY_MS, REGISTER_DAYS, Arrival, Fold, left_store
+from engine.ledger.heads import Unsound
+from engine.ledger.ledger import Ledger, read_tail
 from engine.ledger.writer import OVERLAP
-from engine.state import layouts, refill
+from engine.state import refill, register
 from engine.state.codes import due_minute
 from engine.state.connection import Connection
 from engine.state.keys import PartitionKeys
@@ -41,7 +44,12 @@ class Rebuilt:
     codes: int
     shelves: int
     events: int
+    """In the ledger."""
     took_s: float
+    checkpoint: int
+    """Number of the checkpoint that it went on from; 0: from the beginning."""
+    unsound: tuple[Unsound, ...]
+    """Checkpoints that were passed over, and why."""
 
 
 def rebuild(
@@ -49,11 +57,12 @@ def rebuild(
     ledger: Ledger,
     *,
     now_ms: int,
+    key: Ed25519PublicKey | None = None,
     monotonic_s: Callable[[], float] = time.monotonic,
 ) -> Rebuilt:
     """Fill the empty store behind a connection.
 
-    Raises DeploymentMismatch when it is not empty or the ledger lacks the deployment's constants, LedgerConflict when the ledger
+    key: that checkpoints must be signed by; None: the ledger is folded from its beginning. Raises DeploymentMismatch when it is not empty or the ledger lacks the deployment's constants, LedgerConflict when the ledger
     contradicts itself, StoreUnavailable, LedgerUnavailable.
     """
     begun_s = monotonic_s()
@@ -67,45 +76,59 @@ def rebuild(
         raise DeploymentMismatch(
             "the ledger does not hold the deployment's constants and keyring: no writer of this version has followed it"
         )
-    # A departure is in transit until another partition says that it arrived, so all are folded before the first is written.
-    folds = []
-    tails = []
-    for number in range(len(setup.tags)):
-        fold, tail = _fold(ledger, number)
+    # A departure is in transit until another partition says that it arrived, and the register of request ids lies elsewhere than their
+    # events, so all are folded before the first is written.
+    begun = checkpoints.begin(ledger, key, range(len(setup.tags)), remember=True)
+    ends = ledger.heads()
+    for number, fold in begun.folds.items():
+        if number in ends:
+            checkpoints.fold_on(ledger, fold, begun.head(ledger, number), ends[number].place)
         fold.forget(now_ms)
-        folds.append(fold)
-        tails.append(tail)
+    folds = [begun.folds[number] for number in range(len(setup.tags))]
     arrived = {arrival for fold in folds for arrival in fold.arrivals}
-    for fold, tail, tag in zip(folds, tails, setup.tags, strict=True):
-        names = PartitionKeys(tag)
-        refill.fill_partition(connection, names, _contents(fold, tail, names, arrived, now_ms))
+    registers = _registers(folds, [PartitionKeys(tag) for tag in setup.tags], now_ms)
+    for number, fold in enumerate(folds):
+        names = PartitionKeys(setup.tags[number])
+        with database.snapshot(ledger.engine) as rows:
+            tail = read_tail(rows, number, OVERLAP)
+        contents = _contents(fold, tail, names, arrived, registers[number], now_ms)
+        refill.fill_partition(connection, names, contents)
     control = [row.entry for row in ledger.rows(CONTROL)]
     refill.fill_control(connection, setup.constants, setup.keyring, control, control[-OVERLAP:])
     return Rebuilt(
         partitions=len(folds),
         codes=sum(len(fold.records) for fold in folds),
         shelves=sum(len(fold.shelves) for fold in folds),
-        events=sum(head.rows for head in ledger.heads().values()),
+        events=sum(head.rows for head in ends.values()),
         took_s=monotonic_s() - begun_s,
+        checkpoint=begun.checkpoint.number if begun.checkpoint else 0,
+        unsound=tuple(begun.unsound),
     )
 
 
-def _fold(ledger: Ledger, number: int) -> tuple[Fold, list[Entry]]:
-    fold = Fold(number, remember=True)
-    tail: deque[Entry] = deque(maxlen=OVERLAP)
-    try:
-        for row in ledger.rows(number):
-            fold.add(row.entry)
-            tail.append(row.entry)
-    except Contradiction as found:
-        raise LedgerConflict(
-            f"the ledger can't be rebuilt from: {found}; verify its chain, and rebuild from a sound copy"
-        ) from None
-    return fold, list(tail)
+def _registers(
+    folds: Sequence[Fold], names: Sequence[PartitionKeys], now_ms: int
+) -> list[dict[bytes, dict[bytes, bytes]]]:
+    """The buckets of the register of request ids, of each partition: those that the store still looks into."""
+    oldest = now_ms // DAY_MS - REGISTER_DAYS + 1
+    found: list[dict[bytes, dict[bytes, bytes]]] = [{} for _ in names]
+    for fold in folds:
+        for request, entry in fold.register.items():
+            day = int.from_bytes(entry[:4], "big")
+            if day >= oldest:
+                number = register.partition_of(request, len(names))
+                bucket = found[number].setdefault(names[number].register(request, day), {})
+                bucket[request] = register.held_once(entry[4:])
+    return found
 
 
 def _contents(
-    fold: Fold, tail: list[Entry], names: PartitionKeys, arrived: set[Arrival], now_ms: int
+    fold: Fold,
+    tail: list[Entry],
+    names: PartitionKeys,
+    arrived: set[Arrival],
+    registered: Mapping[bytes, Mapping[bytes, bytes]],
+    now_ms: int,
 ) -> Contents:
     assert fold.answers is not None
     due: dict[int, bytearray] = {}
@@ -119,23 +142,19 @@ def _contents(
         records=fold.records,
         answers=fold.answers.of_codes,
         lasting=_lasting(fold, names, now_ms),
+        register=registered,
         evidence=fold.evidence,
         reviews=fold.reviews,
         transit={
             departure.request + departure.number: data
             for departure, data in fold.departures.items()
-            if Arrival(departure.request, _left(data), departure.number) not in arrived
+            if Arrival(departure.request, left_store(data), departure.number) not in arrived
         },
         due={at: bytes(uids) for at, uids in due.items()},
         # What fell due while there was no store is still to be swept.
         swept=min([minute, *due]) - 1,
         tail=tail,
     )
-
-
-def _left(transit: bytes) -> int:
-    """The store that units in transit left."""
-    return int(layouts.TRANSIT.unpack(transit)[layouts.TRANSIT.names.index("store")])
 
 
 def _due(data: bytes) -> int:

@@ -1,8 +1,8 @@
 """Reconciliation: what the store holds at an event, against what the ledger's events up to it add up to. Equal to the unit, or a drift.
 
 Each partition is read in pieces, each exactly as it was at one event (engine.state.snapshot): first stock, tries, reviews and units in
-transit, then the records, some buckets at a time. The ledger is folded from its beginning, and each piece is compared when the fold
-has come to its event. So nothing has to stand still, and nothing is compared with a different moment.
+transit, then the records, some buckets at a time. The ledger is folded on from its latest sound checkpoint, or from its beginning, and each
+piece is compared when the fold has come to its event. So nothing has to stand still, and nothing is compared with a different moment.
 
 A drift names the store, the SKU or the code, both sides, and the events since the last clean run that touched it. An event that can't have
 happened (a deleted one, one written twice) is a drift of its own, and nothing of its partition behind it can be compared.
@@ -17,13 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import Connection, and_, func, insert, select, tuple_
 
 from engine.claims import EventId, State
 from engine.deployment import Deployment
 from engine.errors import LedgerUnavailable
-from engine.ledger import database, records
+from engine.ledger import checkpoints, database, records
 from engine.ledger.fold import Arrival, Contradiction, Figures, Fold, Shelf, forgettable
+from engine.ledger.heads import Unsound
 from engine.ledger.ledger import Ledger
 from engine.ledger.tables import DRIFTS, EVENTS, RECONCILIATIONS
 from engine.state import layouts, snapshot
@@ -100,6 +102,10 @@ class Run:
     drifts_total: int = 0
     books: dict[Shelf, tuple[Figures, Figures]] = field(default_factory=dict)
     """Each shelf's figures in the store and by the ledger."""
+    checkpoint: int = 0
+    """Number of the checkpoint that it went on from; 0: from the beginning, or one that was read back."""
+    unsound: list[Unsound] = field(default_factory=list)
+    """Checkpoints that were passed over, and why."""
 
     @property
     def clean(self) -> bool:
@@ -118,27 +124,39 @@ def reconcile(
     ledger: Ledger,
     *,
     cause: str,
+    key: Ed25519PublicKey | None = None,
     sleep: Callable[[float], None] = time.sleep,
     monotonic_s: Callable[[], float] = time.monotonic,
 ) -> Run:
     """Compare the whole store with the ledger and keep the result.
 
-    cause: why this run was made: "daily", "command", "rebuild" or "operation". Raises StoreUnavailable; LedgerUnavailable, also when no writer brings the ledger
-    up to the snapshot within CATCH_UP_S.
+    cause: why this run was made, "daily", "command", "rebuild" or "operation". key: that checkpoints must be signed by; None: the ledger is folded from its
+    beginning. Raises StoreUnavailable; LedgerConflict when the beginning was cut off and no sound checkpoint stands for it;
+    LedgerUnavailable, also when no writer brings the ledger up to the snapshot within CATCH_UP_S.
     """
     run = Run(cause, deployment.now_ms())
     # Before the store is read: whatever the ledger has by now, the store must have too.
     before = ledger.heads()
-    folds: dict[int, Fold] = {}
     shelves = snapshot.read_all_shelves(deployment.connection)
+    # A checkpoint that is made from now on may be behind what was read.
+    begun = checkpoints.begin(
+        ledger,
+        key,
+        range(len(deployment.connection.partitions)),
+        remember=False,
+        upto={number: _place_of(held.place) for number, held in shelves.items()},
+    )
+    run.checkpoint = begun.checkpoint.number if begun.checkpoint else 0
+    run.unsound = begun.unsound
+    folds = begun.folds
     for number in range(len(deployment.connection.partitions)):
         pieces = list(snapshot.read_records(deployment.connection, number))
         last = max(shelves[number].place, pieces[-1].place)
         if number in before and before[number].place > last:
             run.add(Drift(number, "event", f"ends with {last}", f"has {before[number].place}"))
         _await(ledger, number, last, sleep, monotonic_s)
-        comparison = _Comparison(run, ledger, deployment.connection.partitions[number], number)
-        folds[number] = comparison.compare(shelves[number], pieces, deployment.now_ms())
+        comparison = _Comparison(run, ledger, deployment.connection.partitions[number], folds[number])
+        comparison.compare(shelves[number], pieces, deployment.now_ms())
         run.places[number] = last
     _compare_transit(run, ledger, folds, shelves)
     run.ended_ms = deployment.now_ms()
@@ -175,33 +193,33 @@ def _await(
 class _Comparison:
     """One partition: its events are folded, and each piece is compared when its event is reached."""
 
-    def __init__(self, run: Run, ledger: Ledger, names: PartitionKeys, number: int) -> None:
+    def __init__(self, run: Run, ledger: Ledger, names: PartitionKeys, fold: Fold) -> None:
+        """fold: where it goes on from, at the first piece's place at most."""
         self._run = run
         self._ledger = ledger
         self._names = names
-        self._number = number
-        self._fold = Fold(number)
+        self._number = fold.partition
+        self._fold = fold
 
-    def compare(self, shelves: Shelves, pieces: Sequence[Records], now_ms: int) -> Fold:
-        """Compare all pieces; gives the fold at the last of them, or as far as it could go."""
+    def compare(self, shelves: Shelves, pieces: Sequence[Records], now_ms: int) -> None:
+        """Compare all pieces; the fold is then at the last of them, or as far as it could go."""
         waiting: list[Shelves | Records] = [shelves, *pieces]
         waiting.reverse()
         upto = _place_of(waiting[0].place)
         try:
-            for row in self._ledger.rows(self._number, upto=upto) if upto != START else ():
+            for row in self._ledger.rows(self._number, after=self._fold.place, upto=upto):
                 self._compare_reached(waiting)
                 self._fold.add(row.entry)
             self._compare_reached(waiting)
         except Contradiction as found:
             self._run.add(Drift(self._number, "event", str(found.event), found.why))
-            return self._fold
+            return
         if waiting:
             missing = EventId(self._number, *waiting[-1].place)
             self._run.add(Drift(self._number, "event", str(missing), "the ledger does not have it"))
-            return self._fold
+            return
         self._compare_missing(pieces, now_ms)
         _total(self._run, self._fold)
-        return self._fold
 
     def _compare_reached(self, waiting: list[Shelves | Records]) -> None:
         while waiting and _place_of(waiting[-1].place) <= self._fold.place:
@@ -215,6 +233,8 @@ class _Comparison:
         for uid, in_store in piece.records.items():
             self._run.codes += 1
             in_ledger = self._fold.records.get(uid)
+            if in_ledger is None and self._fold.is_over(in_store):
+                continue  # no checkpoint keeps it; the store will forget it when it is swept
             if in_ledger != in_store:
                 self._run.add(_record_drift(self._number, uid, in_store, in_ledger))
 

@@ -183,3 +183,46 @@ OPERATIONS: Final = Table(
     sqlite_with_rowid=False,
 )
 """Reconciliations that were asked for over the wire, by the id of the request; `seen_ms` is when somebody last worked on one."""
+CHECKPOINTS: Final = Table(
+    "checkpoints",
+    METADATA,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("statement", Text, nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Signed states (engine.ledger.checkpoints) of so many rows. A row is written last: without it the pieces of its number mean nothing."""
+
+CHECKPOINT_PIECES: Final = Table(
+    "checkpoint_pieces",
+    METADATA,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("piece", Integer, primary_key=True, autoincrement=False),
+    Column("data", LargeBinary, nullable=False),
+)
+"""The folded state of each partition (engine.ledger.folded), piece by piece, each compressed by zlib (RFC 1950)."""
+
+CUTS: Final = Table(
+    "cuts",
+    METADATA,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("statement", Text, nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Where the chain was cut off, signed (engine.ledger.cuts): the newest says where each partition begins now."""
+
+DAYS: Final = Table(
+    "days",
+    METADATA,
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""The first event of each partition and day since 1970 (UTC): from a place to its time, and back, without looking at the rows."""

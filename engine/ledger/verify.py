@@ -2,7 +2,9 @@
 
 In one snapshot of the database, so a ledger can be verified while it is written. Of each partition: numbers count without a gap;
 each link is the hash of the one before and the row; columns and the table of orders say what the bytes say; every signed head is the
-link of its row; the table of heads names the last row. Behind the first bad row nothing of a partition can be told.
+link of its row, and so is the place of every checkpoint, whose states have the hash that was signed; the table of heads names the last
+row. Behind the first bad row nothing of a partition can be told. Where the beginning was cut off, the signed cut says from which link the
+rest goes on.
 """
 
 from __future__ import annotations
@@ -12,10 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import Connection, and_, select, tuple_
 
 from engine.errors import InvalidInput
-from engine.ledger import database, rows
+from engine.ledger import checkpoints, cuts, database, rows
+from engine.ledger.checkpoints import Checkpoint
+from engine.ledger.cuts import Cut
 from engine.ledger.heads import Statement, Unsound
 from engine.ledger.ledger import PAGE_ROWS, Head, Ledger, read_heads
 from engine.ledger.rows import EventRow
@@ -50,8 +55,12 @@ class Report:
     signed_at_ms: int = 0
     """Time of the newest of them."""
     faults: list[Fault] = field(default_factory=list)
+    checkpoints: int = 0
+    """Sound ones."""
+    cut: Cut | None = None
+    """Where the ledger begins, if not at the beginning."""
     unsound: list[Unsound] = field(default_factory=list)
-    """Lines among the signed heads that nobody signed."""
+    """Lines among the signed heads that nobody signed; checkpoints and cuts that are not what was signed."""
 
     @property
     def sound(self) -> bool:
@@ -66,14 +75,30 @@ class Range:
     partition: int | None = None
     first: Place | None = None
     last: Place | None = None
+    latest: bool = False
+    """Only what lies behind the latest sound checkpoint; what it stands for is trusted."""
 
     def __post_init__(self) -> None:
         if self.partition is None and (self.first or self.last):
             raise InvalidInput("a range of rows is of one partition: name it", field="partition")
+        if self.latest and self.first:
+            raise InvalidInput(
+                "rows are verified from an event on, or from the latest checkpoint", field="from"
+            )
 
 
-def verify(ledger: Ledger, statements: Iterable[Statement | Unsound] = (), only: Range = Range()) -> Report:
-    """Verify rows against their chain and against signed heads. Raises LedgerUnavailable."""
+def verify(
+    ledger: Ledger,
+    statements: Iterable[Statement | Unsound] = (),
+    only: Range = Range(),
+    *,
+    key: Ed25519PublicKey | None = None,
+) -> Report:
+    """Verify rows against their chain, signed heads and checkpoints.
+
+    key: that checkpoints and cuts must be signed by; without one no checkpoint is looked at, and a cut is believed by nobody. Raises
+    LedgerUnavailable.
+    """
     report = Report()
     signed: dict[int, dict[Place, tuple[Head, str]]] = {}
     for statement in statements:
@@ -90,16 +115,46 @@ def verify(ledger: Ledger, statements: Iterable[Statement | Unsound] = (), only:
         for number, head in statement.heads.items():
             signed.setdefault(number, {})[head.place] = (head, statement.source)
     with database.snapshot(ledger.engine) as connection:
+        latest = _checkpoints(connection, ledger, key, signed, report)
+        report.cut = cuts.read_cut(connection, ledger, key)
+        # Who has no key, and asks for a piece of one partition, asks for its rows only.
+        rows_only = key is None and only.partition is not None
+        if report.cut is not None and report.cut.unsound is not None and not rows_only:
+            report.unsound.append(report.cut.unsound)
+        begins = dict(report.cut.heads) if report.cut else {}
+        if only.latest and latest is not None:
+            begins |= {number: part.head for number, part in latest.parts.items()}
         heads = read_heads(connection)
         numbers = {*heads, *signed, *_numbers_with_rows(connection)}
         for number in sorted(numbers if only.partition is None else {only.partition}):
             report.partitions += 1
-            walk = _Walk(ledger, connection, number, signed.get(number, {}), only)
+            walk = _Walk(ledger, connection, number, signed.get(number, {}), only, begins.get(number))
             fault = walk.run(heads.get(number))
             report.rows += walk.rows
             if fault is not None:
                 report.faults.append(fault)
     return report
+
+
+def _checkpoints(
+    connection: Connection,
+    ledger: Ledger,
+    key: Ed25519PublicKey | None,
+    signed: dict[int, dict[Place, tuple[Head, str]]],
+    report: Report,
+) -> Checkpoint | None:
+    """Look at every checkpoint, and let their heads be compared with the rows; gives the latest sound one."""
+    latest = None
+    for found in checkpoints.read_all(connection, ledger, key) if key is not None else ():
+        unsound = found if isinstance(found, Unsound) else checkpoints.check(connection, ledger, found)
+        if unsound is not None or isinstance(found, Unsound):
+            report.unsound += [unsound] if unsound else []
+            continue
+        report.checkpoints += 1
+        latest = latest or found
+        for number, part in found.parts.items():
+            signed.setdefault(number, {}).setdefault(part.head.place, (part.head, found.source))
+    return latest
 
 
 def verify_piece(
@@ -143,15 +198,17 @@ class _Walk:
         number: int,
         signed: Mapping[Place, tuple[Head, str]],
         only: Range,
+        begins: Head | None,
     ) -> None:
+        """begins: the row that the first one follows; None: the beginning."""
         self._chain = ledger.chain
         self._connection = connection
         self._number = number
-        self._signed = dict(signed)
         self._only = only
         self.rows = 0
-        self._before = START
-        self._link = ledger.chain.first(number)
+        begins = begins or ledger.first_head(number)
+        self._before, self._link = begins.place, begins.link
+        self._signed = {place: said for place, said in signed.items() if place > begins.place}
 
     def run(self, head: Head | None) -> Fault | None:
         """The first fault, None when there is none."""

@@ -120,6 +120,7 @@ class Writer:
         NotReplicated, LedgerUnavailable (nothing was written; call again).
         """
         asked_at_ms = self._now_ms()
+        self._ledger.make_ahead(asked_at_ms)
         places = {number: head.place for number, head in self._heads.items()}
         found = self._streams.read(places, block_ms)
         for number in self._unseen & found.keys():

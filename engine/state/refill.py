@@ -16,6 +16,7 @@ from typing import Final
 from engine.errors import DeploymentMismatch
 from engine.state.connection import Connection
 from engine.state.keys import ControlKeys, PartitionKeys
+from engine.state.register import BUCKET_TTL_S
 from engine.state.streams import Entry, Place, unpack_fields
 
 REBUILT_RUN_ID: Final = "rebuilt"
@@ -39,6 +40,8 @@ class Contents:
     """By request digest: those that live as long as their code."""
     lasting: Sequence[tuple[bytes, bytes, int]]
     """Key, answer and remaining lifetime in ms: those of stock changes and arrivals."""
+    register: Mapping[bytes, Mapping[bytes, bytes]]
+    """By key: request ids, and the bodies that must agree."""
     evidence: Mapping[bytes, bytes]
     reviews: Mapping[bytes, int]
     transit: Mapping[bytes, bytes]
@@ -71,6 +74,9 @@ def fill_partition(connection: Connection, names: PartitionKeys, held: Contents)
     commands += [("HSET", names.evidence, uid, tries) for uid, tries in held.evidence.items()]
     commands += [("ZADD", names.reviews, at_ms, uid) for uid, at_ms in held.reviews.items()]
     commands += [("HSET", names.transit, key, units) for key, units in held.transit.items()]
+    for key, entries in held.register.items():
+        commands.append(("HSET", key, *chain.from_iterable(entries.items())))
+        commands.append(("EXPIRE", key, BUCKET_TTL_S))
     commands += [("SET", key, answer, "PX", left_ms) for key, answer, left_ms in held.lasting]
     commands += [("SET", names.due(minute), uids) for minute, uids in held.due.items()]
     _write(connection, commands)

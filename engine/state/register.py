@@ -16,6 +16,8 @@ from engine.state.connection import Connection
 from engine.state.keys import PartitionKeys
 
 _DAY_MS: Final = 86_400_000
+BUCKET_TTL_S: Final = 4 * 86_400
+"""As lua/register.lua has it."""
 _REUSED: Final = b"X"
 
 
@@ -39,8 +41,13 @@ def strike_out(connection: Connection, entries: Sequence[Entry]) -> None:
 
 
 def partition_of(request: bytes, partitions: int) -> int:
-    """The partition in which a request id (its digest) is registered."""
+    """The partition whose register a request id stands in: chosen by the id alone, whatever store the request names."""
     return int.from_bytes(request[4:8], "big") % partitions
+
+
+def held_once(body: bytes) -> bytes:
+    """What is kept of a request id that one call holds."""
+    return body + b"1"
 
 
 def _run(connection: Connection, entries: Sequence[Entry], *, enter: bool) -> list[PickgateError | None]:

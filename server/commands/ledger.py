@@ -6,19 +6,20 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from rich.console import Console as RichConsole
 
 from engine.deployment import Deployment, Durability, system_ms
 from engine.errors import ConfigError, InvalidInput, NotFound, PickgateError
 from engine.ledger import audit as audited
-from engine.ledger import feed, heads, operations
+from engine.ledger import checkpoints, feed, heads, operations, retention
 from engine.ledger import rebuild as rebuilding
 from engine.ledger import reconcile as compare
 from engine.ledger import settlement as settling
@@ -123,19 +124,15 @@ def run(
     )
     log_to_stderr(settings.log_level)
     with StopSignal() as stop, open_both(settings, create=True) as (deployment, opened):
-        signer = Signer(
-            heads.load_key(settings.ledger_key),
-            settings.ledger_heads,
-            deployment_id=opened.deployment_id,
-            algorithm=opened.chain.algorithm,
-        )
+        _, signer = signing(settings, opened)
         writer = Writer(Streams(deployment.connection), opened, now_ms=deployment.now_ms, signer=signer)
-        at_its_time = Daily(
-            settings.ledger_reconcile_at,
-            deployment.now_ms,
-            ("ledger", "reconcile", "--cause", "daily"),
-            _handed_down(settings),
-        )
+        jobs = [
+            Daily(at, deployment.now_ms, ("ledger", *words), _handed_down(settings))
+            for at, words in (
+                (settings.ledger_reconcile_at, ("reconcile", "--cause", "daily")),
+                (settings.ledger_checkpoint_at, ("checkpoint", "--cut")),
+            )
+        ]
 
         asked = Asked(
             opened,
@@ -145,17 +142,38 @@ def run(
         )
 
         def stopping(wait_s: float) -> bool:
-            at_its_time.look()
+            for job in jobs:
+                job.look()
             asked.look()
             return stop.came_within(wait_s)
 
         try:
             writer.run(stopping)
         finally:
-            at_its_time.stop()
+            for job in jobs:
+                job.stop()
             asked.stop()
         written = sum(head.rows for head in writer.heads().values())
         _log.info("stopped; the ledger has %d events, %.1f s behind", written, writer.lag_ms() / 1000)
+
+
+def signing(settings: Settings, opened: Ledger) -> tuple[Ed25519PrivateKey, Signer]:
+    """The key that signs heads, checkpoints and cuts, made if there is none, and the signer of heads. Raises SetupError."""
+    key = heads.load_key(settings.ledger_key)
+    about = {"deployment_id": opened.deployment_id, "algorithm": opened.chain.algorithm}
+    return key, Signer(key, settings.ledger_heads, **about)
+
+
+def trusted(settings: Settings) -> Ed25519PublicKey | None:
+    """The public key of heads, checkpoints and cuts; None when it is not where the settings say. Raises SetupError."""
+    path = settings.ledger_heads / heads.PUBLIC_KEY_NAME
+    return heads.load_public_key(path) if path.exists() else None
+
+
+def show_unsound(rich: RichConsole, unsound: Iterable[Unsound]) -> None:
+    """Checkpoints that were passed over."""
+    for bad in unsound:
+        rich.print(f"[bold red]BAD[/]  {bad.source} is not used: {bad.why}")
 
 
 def _handed_down(settings: Settings) -> dict[str, str]:
@@ -166,6 +184,10 @@ def _handed_down(settings: Settings) -> dict[str, str]:
         "durability": settings.durability,
         "replicas": settings.replicas,
         "ledger_url": settings.ledger_address,
+        "ledger_key_file": settings.ledger_key.absolute(),
+        "ledger_heads_dir": settings.ledger_heads.absolute(),
+        "ledger_events_days": settings.ledger_events_days,
+        "ledger_attempts_days": settings.ledger_attempts_days,
     }
     return os.environ | {f"{PREFIX}{key.upper()}": str(value) for key, value in chosen.items()}
 
@@ -191,7 +213,7 @@ def reconcile(
     """
     settings = console.settings(data_dir=data_dir, store_url=store_url, ledger_url=ledger_url)
     with open_both(settings) as (deployment, opened), _told(opened, operation_id, deployment) as tell:
-        run = compare.reconcile(deployment, opened, cause=cause)
+        run = compare.reconcile(deployment, opened, cause=cause, key=trusted(settings))
         tell(run)
     if csv_file is not None:
         reconciled.write_csv(csv_file, run)
@@ -282,6 +304,7 @@ def _partition(text: str | None) -> int | None:
 @click.option("--partition", metavar="N", help="Only this one: a number, or control.")
 @click.option("--from", "first", metavar="E-N", help="Of that partition, only from this event on.")
 @click.option("--to", "last", metavar="E-N", help="And up to this one.")
+@click.option("--latest", is_flag=True, help="Only what lies behind the latest sound checkpoint.")
 @click.option(
     "--heads", "heads_dir", type=click.Path(path_type=Path), help="Signed heads; default: the setting's."
 )
@@ -296,23 +319,24 @@ def verify(
     partition: str | None,
     first: str | None,
     last: str | None,
+    latest: bool,
     heads_dir: Path | None,
     public_key: Path | None,
 ) -> None:
-    """Prove that no row was changed, taken out, put in or cut off: every link, and every signed head. Needs no store.
+    """Prove that no row was changed, taken out, put in or cut off: every link, signed head and checkpoint. Needs no store.
 
     Status 0: all is sound; 1: something is not, and the first bad row of each partition is named.
     """
     settings = console.settings(data_dir=data_dir, ledger_url=ledger_url)
-    only = Range(_partition(partition), _place(first, "from"), _place(last, "to"))
+    only = Range(_partition(partition), _place(first, "from"), _place(last, "to"), latest)
     folder = heads_dir or settings.ledger_heads
     statements: list[Statement | Unsound] = []
-    key = ""
+    key, public = "", None
     if heads_dir is not None or public_key is not None or (folder / heads.PUBLIC_KEY_NAME).exists():
         public = heads.load_public_key(public_key or folder / heads.PUBLIC_KEY_NAME)
         key, statements = heads.key_name(public), list(heads.read(folder, public))
     with Ledger.open(ledger_address(settings)) as opened:
-        report = verify_ledger(opened, statements, only)
+        report = verify_ledger(opened, statements, only, key=public)
     value = {
         "sound": report.sound,
         "rows": report.rows,
@@ -320,25 +344,35 @@ def verify(
         "key": key,
         "signed_heads": report.statements,
         "signed_at_ms": report.signed_at_ms,
+        "checkpoints": report.checkpoints,
+        "cut": {str(number): str(head.place) for number, head in report.cut.heads.items()}
+        if report.cut
+        else {},
         "faults": [
             {"partition": fault.partition, "row": str(fault.place or ""), "why": fault.why}
             for fault in report.faults
         ],
-        "unsound_heads": [{"source": bad.source, "why": bad.why} for bad in report.unsound],
+        "unsound": [{"source": bad.source, "why": bad.why} for bad in report.unsound],
     }
 
     def show(rich: RichConsole) -> None:
         for fault in report.faults:
             rich.print(f"[bold red]BAD[/]  {fault}")
         for bad in report.unsound:
-            rich.print(f"[bold red]BAD[/]  signed head {bad.source}: {bad.why}")
+            rich.print(f"[bold red]BAD[/]  {bad.source}: {bad.why}")
         said = "[bold green]SOUND[/]" if report.sound else "[bold red]NOT SOUND[/]"
         against = (
             f"{report.statements} signed heads of key {key}, the newest of {moment(report.signed_at_ms)}"
             if report.statements
             else "no signed heads: a tail that was cut off would not show"
         )
-        rich.print(f"{said}  {report.rows} rows of {report.partitions} partitions, against {against}")
+        rich.print(
+            f"{said}  {report.rows} rows of {report.partitions} partitions, {report.checkpoints} checkpoints, against {against}"
+        )
+        if report.cut is not None:
+            rich.print(
+                f"what lies before cut {report.cut.number} of {moment(report.cut.at_ms)} is gone by order"
+            )
 
     console.emit(value, show)
     if not report.sound:
@@ -374,7 +408,7 @@ def rebuild(
             url, durability=Durability(settings.durability), now_ms=system_ms, replicas=settings.replicas
         )
         try:
-            made = rebuilding.rebuild(connection, opened, now_ms=system_ms())
+            made = rebuilding.rebuild(connection, opened, now_ms=system_ms(), key=trusted(settings))
         finally:
             connection.close()
         with Deployment.open(
@@ -384,28 +418,109 @@ def rebuild(
             writer.start()
             while writer.step(block_ms=0):
                 pass
-            run = compare.reconcile(deployment, opened, cause="rebuild")
+            run = compare.reconcile(deployment, opened, cause="rebuild", key=trusted(settings))
     value = {
         "partitions": made.partitions,
         "codes": made.codes,
         "shelves": made.shelves,
         "events": made.events,
         "took_s": round(made.took_s, 3),
+        "checkpoint": made.checkpoint,
         "clean": run.clean,
         "reconciliation": run.number,
     }
 
     def show(rich: RichConsole) -> None:
+        show_unsound(rich, made.unsound)
         rate = made.codes / made.took_s
+        begun = f"checkpoint {made.checkpoint} on" if made.checkpoint else "the beginning on"
         rich.print(
             f"[bold green]REBUILT[/]  {made.codes} codes and {made.shelves} shelves of {made.partitions} partitions from"
-            f" {made.events} events in {made.took_s:.1f} s ({rate:.0f} codes a second)"
+            f" {made.events} events, from {begun}, in {made.took_s:.1f} s ({rate:.0f} codes a second)"
         )
         reconciled.show_run(rich, run)
 
     console.emit(value, show)
     if not run.clean:
         sys.exit(EXIT_REFUSED)
+
+
+@ledger.command("checkpoint")
+@click.option("--ledger", "ledger_url", metavar="URL", help="sqlite:////path or postgresql://…")
+@click.option("--data-dir", type=click.Path(path_type=Path))
+@click.option(
+    "--cut", "cutting", is_flag=True, help="Afterwards take out what is old enough, as `ledger cut` does."
+)
+@command
+def checkpoint(console: Console, data_dir: Path | None, ledger_url: str | None, cutting: bool) -> None:
+    """Keep what the events so far add up to, signed: rebuild and reconciliation go on from there. Needs no store.
+
+    The writer makes one each day at `ledger_checkpoint_at`. It is signed by the key of the heads.
+    """
+    settings = console.settings(data_dir=data_dir, ledger_url=ledger_url)
+    with Ledger.open(ledger_address(settings)) as opened:
+        key, _ = signing(settings, opened)
+        made = checkpoints.take(opened, key, at_ms=system_ms())
+        removed = _cut(opened, key, settings) if cutting else None
+    value: dict[str, Any] = {
+        "checkpoint": made.number,
+        "at_ms": made.at_ms,
+        "events": sum(part.head.rows for part in made.parts.values()),
+        "bytes": sum(part.size for part in made.parts.values()),
+        "places": {str(number): str(part.head.place) for number, part in made.parts.items()},
+    }
+
+    def show(rich: RichConsole) -> None:
+        size_mb = value["bytes"] / 1e6
+        rich.print(
+            f"[bold green]KEPT[/]  checkpoint {made.number}: what {value['events']} events of {len(made.parts)} partitions add"
+            f" up to, {size_mb:.1f} MB"
+        )
+        if removed is not None:
+            _show_removed(rich, removed)
+
+    console.emit(value | ({"removed": _removed_value(removed)} if removed else {}), show)
+
+
+@ledger.command("cut")
+@click.option("--ledger", "ledger_url", metavar="URL", help="sqlite:////path or postgresql://…")
+@click.option("--data-dir", type=click.Path(path_type=Path))
+@command
+def cut(console: Console, data_dir: Path | None, ledger_url: str | None) -> None:
+    """Take out what is older than `ledger_events_days` and `ledger_attempts_days`, behind a checkpoint. Needs no store.
+
+    What stays verifies, rebuilds and settles as before; the cut is signed by the key of the heads.
+    """
+    settings = console.settings(data_dir=data_dir, ledger_url=ledger_url)
+    with Ledger.open(ledger_address(settings)) as opened:
+        removed = _cut(opened, signing(settings, opened)[0], settings)
+    console.emit(_removed_value(removed), lambda rich: _show_removed(rich, removed))
+
+
+def _cut(opened: Ledger, key: Ed25519PrivateKey, settings: Settings) -> retention.Removed:
+    return retention.cut(
+        opened,
+        key,
+        now_ms=system_ms(),
+        events_days=settings.ledger_events_days,
+        attempts_days=settings.ledger_attempts_days,
+    )
+
+
+def _removed_value(removed: retention.Removed) -> dict[str, Any]:
+    places = {str(number): str(place) for number, place in removed.places.items()}
+    return {**asdict(removed), "places": places}
+
+
+def _show_removed(rich: RichConsole, removed: retention.Removed) -> None:
+    if removed.cut:
+        rich.print(
+            f"[bold green]CUT[/]  cut {removed.cut}, behind checkpoint {removed.base}: {removed.events} events went"
+        )
+    else:
+        rich.print("no event is old enough to go")
+    if removed.attempts:
+        rich.print(f"{removed.attempts} refused attempts went")
 
 
 @ledger.command("settlements")

@@ -42,6 +42,7 @@ def run_value(run: Run) -> dict[str, Any]:
         "shelves": run.shelves,
         "codes": run.codes,
         "drifts": run.drifts_total,
+        "checkpoint": run.checkpoint,
         "totals": [
             {"mall_id": mall, "store_id": store, **asdict(total)}
             for (mall, store), total in sorted(run.totals.items())
@@ -60,6 +61,8 @@ def run_value(run: Run) -> dict[str, Any]:
 
 def show_run(rich: RichConsole, run: Run) -> None:
     """One run for people: money and codes of each store, then what differs."""
+    for bad in run.unsound:
+        rich.print(f"[bold red]BAD[/]  {bad.source} is not used: {bad.why}")
     states = sorted({state for total in run.totals.values() for state in total.codes})
     made = table("By the ledger", "#mall", "#store", *(f"#{state.lower()}" for state in states), "#paid, fen")
     for (mall, store), total in sorted(run.totals.items()):

@@ -220,6 +220,35 @@ def test_a_drift_is_told_and_kept(serving: Serving) -> None:
     assert pickgate(serving, "ledger", "runs", "--run", "7").returncode == 1
 
 
+def test_a_checkpoint_is_kept_and_gone_on_from(serving: Serving) -> None:
+    sell(serving, 4)
+    until(lambda: rows(serving) == events(serving), "the ledger is complete")
+    done = pickgate(serving, "ledger", "checkpoint", "--cut", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["checkpoint"], said["removed"]["cut"], said["removed"]["events"]) == (1, 0, 0)
+    assert 0 < said["events"] < rows(serving), "without the set-up"
+    sell(serving, 2)
+    until(lambda: rows(serving) == events(serving), "the ledger is complete")
+    run = json.loads(pickgate(serving, "ledger", "reconcile", "--json").stdout)
+    assert (run["clean"], run["checkpoint"]) == (True, 1)
+    report = json.loads(pickgate(serving, "ledger", "verify", "--latest", "--json").stdout)
+    assert (report["sound"], report["checkpoints"]) == (True, 1)
+    assert report["rows"] == rows(serving) - said["events"]
+    assert "no event is old enough to go" in pickgate(serving, "ledger", "cut").stdout
+
+    with closing(sqlite3.connect(serving.data_dir / "ledger.sqlite3", timeout=10)) as connection:
+        connection.execute("UPDATE checkpoint_pieces SET data = data || x'00' WHERE piece = 1")
+        connection.execute("UPDATE checkpoint_pieces SET data = substr(data, 2) WHERE piece = 1")
+        connection.commit()
+    done = pickgate(serving, "ledger", "reconcile")
+    assert done.returncode == 0
+    assert "checkpoint 1 is not used" in done.stdout
+    done = pickgate(serving, "ledger", "verify")
+    assert done.returncode == 1
+    assert "BAD  checkpoint 1: partition" in done.stdout
+
+
 def test_a_flipped_byte_is_named_on_the_command_line(serving: Serving) -> None:
     until(lambda: rows(serving) == events(serving), "the ledger is complete")
     serving.end(signal.SIGTERM)

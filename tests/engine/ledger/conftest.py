@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
+from sqlalchemy import Connection, Engine
 
 from engine.ledger import database
 from engine.ledger.ledger import Ledger
@@ -84,3 +86,24 @@ def writer(shop: Shop, ledger: Ledger) -> Writer:
     made = Writer(Streams(shop.deployment.connection), ledger, now_ms=shop.clock)
     made.start()
     return made
+
+
+@pytest.fixture
+def migrate_from(ledger_url: str) -> Iterator[Callable[[str, Callable[[Connection], None]], Engine]]:
+    """Make a ledger of an older version, fill it, and bring it up to date as whoever opens it does."""
+    opened: list[Engine] = []
+
+    def migrate(revision: str, fill: Callable[[Connection], None]) -> Engine:
+        with pytest.MonkeyPatch.context() as old:
+            old.setattr(database, "_migrate", lambda engine: None)
+            engine = database.connect(ledger_url, create=True)
+        opened.append(engine)
+        with database.writing(engine) as connection:
+            command.upgrade(database.config(connection), revision)
+            fill(connection)
+        opened.append(database.connect(ledger_url, create=True))
+        return opened[-1]
+
+    yield migrate
+    for engine in opened:
+        engine.dispose()

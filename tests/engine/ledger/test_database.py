@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,12 +20,19 @@ from engine.ledger.tables import METADATA
 DEPLOYMENT = "0e9b5d6e-2f0c-4d0c-9d52-0f2d2b8f0a11"
 
 
+def is_no_part_of_another(name: str | None, kind: str, _parents: object) -> bool:
+    """Tables that PostgreSQL divides the events into have no description of their own."""
+    return kind != "table" or not re.fullmatch(r"events_(control|days|\d{8})", name or "")
+
+
 def test_migrations_make_the_tables_that_the_code_has(ledger_url: str) -> None:
     with (
         Ledger.open(ledger_url, deployment_id=DEPLOYMENT, create=True) as ledger,
         ledger.engine.connect() as connection,
     ):
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "include_name": is_no_part_of_another}
+        )
         assert compare_metadata(context, METADATA) == []
 
 

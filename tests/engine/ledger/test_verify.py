@@ -117,7 +117,7 @@ def swap(connection: Connection, number: int) -> None:
 
 
 def change_time(connection: Connection, number: int) -> None:
-    set_row(connection, number, 5, at_ms=1)
+    set_row(connection, number, 5, at_ms=row(connection, number, 5)["at_ms"] + 1)
 
 
 def change_actor(connection: Connection, number: int) -> None:
@@ -136,7 +136,7 @@ def put_in(connection: Connection, number: int) -> None:
         (take_out, Place(1, 5), "it is missing: 1-6 follows 1-4"),
         (take_out_the_first, Place(1, 1), "it is missing: 1-2 follows the beginning"),
         (swap, Place(1, 5), "stands in another's place"),
-        (change_time, Place(1, 5), "column at_ms says 1, its bytes say"),
+        (change_time, Place(1, 5), "column at_ms says 18"),
         (change_actor, Place(1, 5), "column actor says 'somebody else'"),
         (put_in, Place(1, 13), "it is missing: 7-5 follows 1-12"),
     ],
