@@ -144,7 +144,8 @@ class Settings(BaseModel):
     data_dir: _Path = Field(description="a folder for the embedded store and its keys")
     store_url: str = Field(
         default="",
-        description="redis://host:port/0, rediss://host:port/0 or unix:///path, or '' for the embedded store",
+        description="redis://host:port/0, rediss://host:port/0, unix:///path, redis+cluster://host:port,host:port or"
+        " rediss+cluster://host:port,host:port, or '' for the embedded store",
         pattern=r"^((rediss?|unix)://.+)?$",
     )
     store_binary: _Path | None = Field(default=None, description="path of a valkey-server or redis-server")

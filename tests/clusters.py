@@ -19,7 +19,7 @@ from engine.state.server import EmbeddedServer
 
 BOUND_S: Final = 30.0
 NODE_TIMEOUT_MS: Final = 60_000
-"""How long a primary may be silent before the others take it for failed: no test stops one for so long."""
+"""How long a primary may be silent before the others take it for failed: longer than a test stops one, if it says nothing else."""
 
 
 def until(condition: Callable[[], object], what: str, bound_s: float = BOUND_S) -> None:
@@ -45,8 +45,16 @@ def free_ports(count: int) -> list[int]:
 class ClusterServers:
     """Primaries that share the slots in equal ranges, the first has the first. Use it as a context manager."""
 
-    def __init__(self, folder: Path, primaries: int = 2, *, durability: str = "memory") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        primaries: int = 2,
+        *,
+        durability: str = "memory",
+        node_timeout_ms: int = NODE_TIMEOUT_MS,
+    ) -> None:
         self._folder = folder
+        self._node_timeout_ms = node_timeout_ms
         self._durability = durability
         self._primaries = primaries
         self._stack = ExitStack()
@@ -83,7 +91,7 @@ class ClusterServers:
             extra_settings={
                 "cluster-enabled": "yes",
                 "cluster-port": str(bus_port),
-                "cluster-node-timeout": str(NODE_TIMEOUT_MS),
+                "cluster-node-timeout": str(self._node_timeout_ms),
                 "cluster-require-full-coverage": "no",
                 "cluster-announce-ip": "127.0.0.1",
                 # By default a primary waits five seconds for more replicas before it feeds the first.
@@ -112,18 +120,13 @@ class ClusterServers:
         """Wait until each knows all, and says that all is well."""
 
         def agreed() -> bool:
-            for n in range(len(self.servers)):
-                info = self.ask(n, "CLUSTER", "INFO")
-                text = (
-                    info
-                    if isinstance(info, bytes)
-                    else "\n".join(f"{k}:{v}" for k, v in info.items()).encode()
-                )
-                if b"cluster_state:ok" not in text or b"cluster_slots_assigned:16384" not in text:
-                    return False
-                if f"cluster_known_nodes:{len(self.servers)}".encode() not in text:
-                    return False
-            return True
+            wanted = (
+                b"cluster_state:ok",
+                b"cluster_slots_assigned:%d" % SLOTS,
+                b"cluster_known_nodes:%d" % len(self.servers),
+            )
+            said = [bytes(self.ask(n, "CLUSTER", "INFO")) for n in range(len(self.servers))]
+            return all(fact in text for text in said for fact in wanted)
 
         until(agreed, "the cluster agrees")
 
@@ -131,6 +134,12 @@ class ClusterServers:
     def url(self) -> str:
         """The cluster's address, naming every server."""
         return "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in self.ports)
+
+    def empty(self) -> None:
+        """Forget everything but the slots."""
+        for number in range(len(self.servers)):
+            self.ask(number, "FLUSHALL")
+            self.ask(number, "SCRIPT", "FLUSH")
 
     def client(self, number: int) -> Any:
         """A client of one server, through its socket."""
@@ -140,6 +149,29 @@ class ClusterServers:
         """Ask one server something."""
         with self.client(number) as client:
             return client.execute_command(*command)
+
+    def add_replica(self, number: int) -> int:
+        """One more server, which follows a primary; returns when it has all that the primary has."""
+        replica = self.add()
+        self.ask(replica, "CLUSTER", "REPLICATE", self.id_of(number))
+
+        until(
+            lambda: self.ask(replica, "INFO", "replication").get("master_link_status") == "up",
+            "the replica follows",
+        )
+        self.wait_for_replica(number, replica)
+        return replica
+
+    def wait_for_replica(self, number: int, replica: int) -> None:
+        """Wait until a replica has all that its primary has."""
+
+        def has_all() -> bool:
+            return (
+                len({self.ask(n, "INFO", "replication")["master_repl_offset"] for n in (number, replica)})
+                == 1
+            )
+
+        until(has_all, "the replica has all")
 
     def id_of(self, number: int) -> str:
         """How the cluster calls a server."""
@@ -177,24 +209,18 @@ class ClusterServers:
     def slots_of(self, number: int) -> Sequence[int]:
         """The slots that a server says it has."""
         found: list[int] = []
-        with self.client(number) as client:
-            for line in (
-                bytes(client.connection_pool and _raw(client, "CLUSTER", "NODES")).decode().splitlines()
-            ):
-                words = line.split()
-                if "myself" in words[2]:
-                    for part in words[8:]:
-                        if not part.startswith("["):
-                            first, _, last = part.partition("-")
-                            found += range(int(first), int(last or first) + 1)
+        for line in bytes(self.ask(number, "CLUSTER", "NODES")).decode().splitlines():
+            words = line.split()
+            if "myself" in words[2]:
+                # Behind eight columns: slots, ranges of slots, and in brackets those that are being moved.
+                ranges = [part.partition("-") for part in words[8:] if not part.startswith("[")]
+                found += [
+                    slot for first, _, last in ranges for slot in range(int(first), int(last or first) + 1)
+                ]
         return found
 
-
-def _raw(client: Any, *command: str) -> Any:
-    """A reply as the wire has it."""
-    connection = client.connection_pool.get_connection()
-    try:
-        connection.send_command(*command)
-        return connection.read_response()
-    finally:
-        client.connection_pool.release(connection)
+    def failed(self, number: int, *, asked: int) -> bool:
+        """Whether one server takes another for failed, by the majority's word."""
+        nodes = bytes(self.ask(asked, "CLUSTER", "NODES")).decode().splitlines()
+        [flags] = [line.split()[2] for line in nodes if f":{self.ports[number]}@" in line]
+        return "fail" in flags.split(",")

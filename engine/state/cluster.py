@@ -640,6 +640,25 @@ class Cluster(Connection):
             if create or home is None or not home.silent:
                 raise error
 
+        self._warn_of_coverage()
+
+    def _warn_of_coverage(self) -> None:
+        """Say what would stop every partition once one primary is gone."""
+        nodes = self._primaries()
+        if len(nodes) == 2:
+            _log.warning(
+                "the cluster has two primaries: with one gone the other has no majority and stops too, after"
+                " cluster-node-timeout; have three or more"
+            )
+        for node in nodes:
+            [pair] = node.replies([("CONFIG", "GET", "cluster-require-full-coverage")])
+            if isinstance(pair, list) and pair[1:] == [b"yes"]:
+                _log.warning(
+                    "the store's primary at %s stops when any slot has no primary (cluster-require-full-coverage): set it to no,"
+                    " so that the stores of the others go on",
+                    node.name,
+                )
+
     def pack(self, calls: Sequence[Call]) -> Packed:
         """As Connection.pack."""
         packed = super().pack(calls)

@@ -43,6 +43,7 @@ from engine.claims import Decision, Line, Position, Suite, Terminal, Version
 from engine.deployment import Deployment, Durability
 from engine.errors import PickgateError
 from engine.policies import Policy
+from engine.state.connection import Command
 from engine.state.events import Event, parse
 from engine.state.keys import partition_of_store
 from engine.stores import CatalogueEntry, Mall, Store
@@ -374,12 +375,12 @@ _READERS: Final = {
 def dump(deployment: Deployment) -> Mapping[bytes, Any]:
     """Everything the store holds, by key, but the streams of refused attempts and the register of request ids."""
     connection = deployment.connection
-    [keys] = connection.read([("KEYS", "*")])
+    keys = connection.scan("*", 1_000)
     skipped = tuple(names.attempts for names in connection.partitions)
     registers = tuple(b"{" + names.tag + b"}r" for names in connection.partitions)
     wanted = sorted(key for key in keys if key not in skipped and not key.startswith(registers))
     types = connection.read([("TYPE", key) for key in wanted])
-    commands = []
+    commands: list[Command] = []
     for key, kind in zip(wanted, types, strict=True):
         command, *rest = _READERS[kind if isinstance(kind, bytes) else kind.encode()]
         commands.append((command, key, *rest))

@@ -189,3 +189,40 @@ def test_a_slot_moves_under_load(mall: Mall, cluster: ClusterServers, at_once: b
         partition_of(event.uid) == event.id.partition for event in events if event.type is EventType.REDEEMED
     )
     mall.check()
+
+
+def test_a_replica_takes_over_by_itself(tmp_path: Path) -> None:
+    """Three primaries, one of which has a replica and stands still: its stores go on while it does."""
+    with ClusterServers(tmp_path, 3, durability="fsync", node_timeout_ms=1_000) as cluster:
+        replica = cluster.add_replica(0)
+        homes = [
+            cluster.home(partition_of_store(store, PARTITIONS), PARTITIONS) for store in (STORE, OTHER_STORE)
+        ]
+        assert homes == [0, 2]
+        shops.create(cluster.url)
+        with open_mall(cluster.url) as mall:
+            sku, texts = texts_of(mall, 12, STORE)
+            _, other_texts = texts_of(mall, 12, OTHER_STORE)
+            before = mall.shop.figures(sku)
+            assert mall.redeem("mine-00000", texts[0], STORE).verdict == "REDEEMED"
+            cluster.wait_for_replica(0, replica)
+            with cluster.stopped(0):
+                taken_over = mall.settle("mine-00001", texts[1], STORE)
+                assert (taken_over.verdict, taken_over.replayed) == ("REDEEMED", False)
+                assert cluster.failed(0, asked=1)
+                assert slot_of(spread_tags(PARTITIONS)[1]) in cluster.slots_of(replica)
+                again = mall.redeem("mine-00000", texts[0], STORE)
+                assert (again.verdict, again.replayed) == ("REDEEMED", True)
+                tried = [mall.redeem(f"other-{n:05}", other_texts[n], OTHER_STORE) for n in range(12)]
+                assert {one.verdict for one in tried} == {"REDEEMED"}
+                assert mall.client.healthy()
+            until(lambda: not cluster.slots_of(0), "the old primary has seen it")
+            answers = [mall.settle(f"mine-{n:05}", texts[n], STORE) for n in range(2, 12)]
+            assert {one.verdict for one in answers} == {"REDEEMED"}
+            assert mall.shop.figures(sku).on_hand == before.on_hand - 12
+            assert set(mall.redeemed().values()) == {1}
+            assert {event.id.epoch for event in read_events(mall.deployment) if event.id.partition == 1} == {
+                1,
+                2,
+            }
+            mall.check()

@@ -15,7 +15,7 @@ import pytest
 from engine import limits
 from engine.deployment import Durability
 from engine.state.keys import partition_of_store
-from tests.clusters import ClusterServers, until
+from tests.clusters import ClusterServers
 from tests.fault.malls import Mall, open_mall, texts_of
 from tests.race import shop as shops
 from tests.race.shop import OTHER_STORE, PARTITIONS, STORE
@@ -33,17 +33,7 @@ def replicated(folder: Path, primaries: int) -> Iterator[tuple[ClusterServers, M
     """A cluster in which each primary has one replica, number primaries + its own."""
     with ClusterServers(folder, primaries, durability="fsync") as cluster:
         for number in range(primaries):
-            replica = cluster.add()
-            assert replica == primaries + number
-            cluster.ask(replica, "CLUSTER", "REPLICATE", cluster.id_of(number))
-
-        def follow() -> bool:
-            return all(
-                cluster.ask(replica, "INFO", "replication").get("master_link_status") == "up"
-                for replica in range(primaries, 2 * primaries)
-            )
-
-        until(follow, "the replicas follow")
+            assert cluster.add_replica(number) == primaries + number
         shops.create(cluster.url)
         with open_mall(cluster.url, Durability.REPLICATED, replicas=1) as mall:
             yield cluster, mall

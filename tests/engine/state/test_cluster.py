@@ -81,9 +81,7 @@ def open_shop(cluster: ClusterServers, clock: Clock) -> Shop:
 
 @pytest.fixture
 def shop(cluster: ClusterServers, clock: Clock) -> Iterator[Shop]:
-    for n in range(len(cluster.servers)):
-        cluster.ask(n, "FLUSHALL")
-        cluster.ask(n, "SCRIPT", "FLUSH")
+    cluster.empty()
     opened = open_shop(cluster, clock)
     with opened.deployment:
         yield opened
@@ -459,16 +457,10 @@ def test_another_primary_is_another_owner(own_shop: Shop, own_cluster: ClusterSe
 def test_a_promoted_replica_begins_an_epoch(own_shop: Shop, own_cluster: ClusterServers) -> None:
     shop, cluster = own_shop, own_cluster
     shop.stock_all()
-    replica = cluster.add()
-    cluster.ask(replica, "CLUSTER", "REPLICATE", cluster.id_of(0))
-
-    def follows() -> bool:
-        return bool(cluster.ask(replica, "INFO", "replication").get("master_link_status") == "up")
-
-    until(follows, "the replica follows")
+    replica = cluster.add_replica(0)
     uids = [shop.issue().uid for _ in range(2)]
     for n, (promoted, uid) in enumerate(zip((replica, 0), uids, strict=True)):
-        until(lambda: _offsets_agree(cluster, 0, replica), "the replica has all")
+        cluster.wait_for_replica(0, replica)
         cluster.ask(promoted, "CLUSTER", "FAILOVER")
         until(lambda: cluster.slots_of(promoted), "it is promoted")  # noqa: B023
         text = shop.show(uid)
@@ -482,8 +474,3 @@ def test_a_promoted_replica_begins_an_epoch(own_shop: Shop, own_cluster: Cluster
         assert shop.events()[-1].id.epoch == n + 2
     check_against_store(fold(shop.events()), shop.deployment, shop.clock.now_ms)
     assert {event.id.epoch for event in shop.events() if event.id.partition > 1} <= {1}
-
-
-def _offsets_agree(cluster: ClusterServers, first: int, second: int) -> bool:
-    offsets = {int(cluster.ask(n, "INFO", "replication")["master_repl_offset"]) for n in (first, second)}
-    return len(offsets) == 1
