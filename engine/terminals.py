@@ -151,8 +151,8 @@ def enrol(token: str, issued: Issued, now_s: int) -> Change:
     return change
 
 
-def check_invitation(present: Terminal | None, token: str, key: str, now_s: int) -> None:
-    """Whether a token may be used for a key now. Raises Unauthenticated."""
+def check_invitation(present: Terminal | None, token: str, key: str | None, now_s: int) -> None:
+    """Whether a token may be used for a key now; None for a key that is not known yet. Raises Unauthenticated."""
     wanted = present.invitation if present is not None else ""
     given = digest_of(token.encode("utf-8", "surrogatepass"))
     if (
@@ -160,7 +160,7 @@ def check_invitation(present: Terminal | None, token: str, key: str, now_s: int)
         or not hmac.compare_digest(given, wanted or digest_of(b""))
         or not wanted
         or now_s > present.invitation_until_s
-        or present.key not in ("", key)
+        or (key is not None and present.key not in ("", key))
         or present.state == "revoked"
     ):
         raise Unauthenticated(_NOT_INVITED)

@@ -234,8 +234,25 @@ class Request(NamedTuple):
 def make_request() -> Request:
     """Make a new key, and a request (PKCS #10, RFC 2986) for a certificate for it. Who it is for, the CA says."""
     key = ec.generate_private_key(ec.SECP256R1())
+    return Request(_request(key), _key_pem(key))
+
+
+def request_for(path: Path) -> bytes:
+    """A request for a key that is there already, in PEM. Raises SetupError."""
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except OSError as error:
+        raise SetupError(f"{path} can't be read: {error.strerror}") from None
+    except (ValueError, TypeError):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise SetupError(f"{path} holds no private key on an elliptic curve, in PEM without a passphrase")
+    return _request(key)
+
+
+def _request(key: ec.EllipticCurvePrivateKey) -> bytes:
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, SHA256())
-    return Request(request.public_bytes(Encoding.PEM), _key_pem(key))
+    return request.public_bytes(Encoding.PEM)
 
 
 def requested_key(pem: str) -> ec.EllipticCurvePublicKey:

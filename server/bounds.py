@@ -110,6 +110,10 @@ CERTIFICATES_BYTES_MAX: Final = 1 << 20
 CSR_CHARS_MAX: Final = 4_096
 """Of a terminal's request for a certificate; one for a key on P-256 has some 400."""
 TRUST_DOMAIN_CHARS_MAX: Final = 255
+INVITATION_CHARS_MAX: Final = 256
+"""Of an invitation's token; ours have 32."""
+SIGHTINGS_S: Final = 60.0
+"""How often it is noted which terminals have called: one write for all of them."""
 CERTIFICATES_LOOK_S: Final = 1.0
 CERTIFICATES_SETTLE_S: Final = 0.5
 """How long a set of files that does not fit may still be on its way; they are replaced one after the other."""

@@ -37,6 +37,7 @@ _COMMANDS: Final = {
     "doctor": "server.commands.doctor:doctor",
     "keys": "server.commands.keys:keys",
     "certs": "server.commands.certs:certs",
+    "terminals": "server.commands.terminals:terminals",
     "ledger": "server.commands.ledger:ledger",
     "malls": "server.commands.places:malls",
     "stores": "server.commands.places:stores",

@@ -27,6 +27,7 @@ from pickgate.v1 import review_service_pb2_grpc as review_grpc
 from pickgate.v1 import settlement_service_pb2_grpc as settlement_grpc
 from pickgate.v1 import stock_service_pb2_grpc as stock_grpc
 from pickgate.v1 import store_service_pb2_grpc as store_grpc
+from pickgate.v1 import terminal_service_pb2_grpc as terminal_grpc
 from server import bounds
 
 Q = TypeVar("Q", bound=Message)
@@ -109,6 +110,7 @@ class Client:
         self.settlements = settlement_grpc.SettlementServiceStub(self._channel)
         self.code_events = event_grpc.CodeEventServiceStub(self._channel)
         self.ledger = ledger_grpc.LedgerServiceStub(self._channel)
+        self.terminals = terminal_grpc.TerminalServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     def call(self, method: grpc.UnaryUnaryMultiCallable[Q, R], request: Q) -> R:

@@ -47,6 +47,7 @@ _PATHS: Final = frozenset(
     {
         *("data_dir", "store_binary", "passphrase_file", "ledger_key_file", "ledger_heads_dir"),
         *("tls_cert_file", "tls_key_file", "tls_ca_file", "issuers_file"),
+        *("issuing_cert_file", "issuing_key_file"),
         *("target_ca_file", "target_cert_file", "target_key_file", "token_file"),
     }
 )
@@ -226,6 +227,13 @@ class Settings(BaseModel):
     issuers_file: _Path | None = Field(
         default=None, description="path of a TOML file with the issuers of access tokens"
     )
+    issuing_cert_file: _Path | None = Field(
+        default=None, description="path of the CA that signs terminals' certificates, in PEM"
+    )
+    issuing_key_file: _Path | None = Field(default=None, description="path of its private key, in PEM")
+    terminal_certificate_days: _Whole = Field(
+        default=90, ge=1, le=825, description="1 .. 825 days for which a terminal's certificate is good"
+    )
     socket_role: Literal["", "operations", "administrator"] = Field(
         default="", description="operations, administrator, or '' for nobody"
     )
@@ -378,6 +386,9 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
         ("listen_mtls", "tls_cert_file"),
         ("listen_mtls", "tls_ca_file"),
         ("tls_ca_file", "tls_cert_file"),
+        ("issuing_cert_file", "issuing_key_file"),
+        ("issuing_key_file", "issuing_cert_file"),
+        ("issuing_cert_file", "tls_ca_file"),
     ):
         if getattr(settings, one) and not getattr(settings, other):
             yield one, f"it needs {other} too"

@@ -135,7 +135,9 @@ class Gate:
             found = caller.grants[method]
         else:
             identity = caller.identity
-            found = caller.grants[method] = roles.grant(method, identity.role, identity.place, identity.actor)
+            found = caller.grants[method] = roles.grant(
+                method, identity.role, identity.place, identity.actor, caller.thumbprint
+            )
         if found is None:
             self._count("role")
             raise PermissionDenied(DENIED)

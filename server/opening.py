@@ -20,6 +20,7 @@ from server import key_services
 from server.config import PASSPHRASE_VARIABLE, Settings
 from server.gate import Gate
 from server.issuers import Issuers
+from server.issuing import Issuing
 from server.roles import Role
 from server.tls import Certificates, Files
 
@@ -239,4 +240,16 @@ def gate(settings: Settings, deployment: Deployment) -> Gate | None:
         trust_domain=settings.trust_domain,
         issuers=None if settings.issuers_file is None else Issuers(settings.issuers_file),
         socket_role=Role(settings.socket_role) if settings.socket_role else None,
+    )
+
+
+def issuing(settings: Settings) -> Issuing | None:
+    """What signs terminals' certificates; None when none are given out. Raises SetupError."""
+    if settings.issuing_cert_file is None or settings.issuing_key_file is None:
+        return None
+    return Issuing(
+        settings.issuing_cert_file,
+        settings.issuing_key_file,
+        trust_domain=settings.trust_domain,
+        days=settings.terminal_certificate_days,
     )

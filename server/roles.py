@@ -144,11 +144,21 @@ TABLE: Final[Mapping[str, Mapping[Role, Scope]]] = MappingProxyType(
         "LedgerService.GetOperation": MappingProxyType({_OPS: Scope.ALL}),
         "LedgerService.SearchAudit": MappingProxyType({_OPS: Scope.ALL}),
         "LedgerService.VerifyChain": MappingProxyType({_OPS: Scope.ALL}),
+        "TerminalService.InviteTerminal": MappingProxyType({_ADMIN: Scope.ALL}),
+        "TerminalService.RotateCertificate": MappingProxyType({_T: Scope.TERMINAL}),
+        "TerminalService.ListTerminals": MappingProxyType(
+            {_M: Scope.MALL, _OPS: Scope.ALL, _ADMIN: Scope.ALL}
+        ),
+        "TerminalService.SuspendTerminal": MappingProxyType(
+            {_M: Scope.MALL, _OPS: Scope.ALL, _ADMIN: Scope.ALL}
+        ),
+        "TerminalService.ResumeTerminal": MappingProxyType({_ADMIN: Scope.ALL}),
+        "TerminalService.RevokeTerminal": MappingProxyType({_OPS: Scope.ALL, _ADMIN: Scope.ALL}),
     }
 )
 """By "Service.Method"."""
 
-ANYBODY: Final[frozenset[str]] = frozenset()
+ANYBODY: Final = frozenset({"TerminalService.EnrolTerminal"})
 """Methods whose request itself proves who asks."""
 
 _ACTOR_ASKED_FOR: Final = frozenset({"SearchAuditRequest"})
@@ -177,6 +187,8 @@ class Grant(NamedTuple):
     store_id: int
     terminal_id: int
     actor: str
+    thumbprint: str = ""
+    """Of the caller's certificate: SHA-256 of its DER, in hex; '' without one."""
 
     def covers(self, place: Place, store_of: StoreOf) -> bool:
         """Whether a place is within it."""
@@ -191,12 +203,12 @@ class Grant(NamedTuple):
         )
 
 
-def grant(method: str, role: Role, place: Place, actor: str) -> Grant | None:
+def grant(method: str, role: Role, place: Place, actor: str, thumbprint: str = "") -> Grant | None:
     """What a caller of a role, whose claims name `place`, may do by a method; None: nothing."""
     scope = TABLE.get(method, {}).get(role)
     if scope is None:
         return None
-    named = Grant(*place, actor)
+    named = Grant(*place, actor, thumbprint)
     if role in STORE_ROLES:
         wanted = {
             Scope.TERMINAL: named,

@@ -31,7 +31,9 @@ from server import bounds, lane_check, lane_methods, services, tls
 from server.arrivals import Arrivals
 from server.config import Listen
 from server.gate import Gate
+from server.issuing import Issuing
 from server.ledger_access import LedgerAccess
+from server.sightings import Sightings
 from server.throttle import Throttle, ThrottledHandlers
 from server.turns import Turns
 
@@ -81,6 +83,7 @@ class Server:
         ledger_url: the ledger that is read for those who ask; '' for none. Another process writes it.
         gate: knows callers, and what they may do; None: whoever reaches a listener may do everything. Started and stopped with the
             server.
+        issuing: signs the certificates of terminals that enrol; None: none do.
     """
 
     def __init__(
@@ -101,11 +104,13 @@ class Server:
         listen_mtls: Sequence[Listen] = (),
         ledger_url: str = "",
         gate: Gate | None = None,
+        issuing: Issuing | None = None,
     ) -> None:
         self._listen = tuple(listen)
         self._listen_mtls = tuple(listen_mtls)
         self._certificates = certificates
         self._gate = gate
+        self._sightings = None if gate is None else Sightings(deployment, gate)
         self._look = look
         # A thread for each accepted call, most of them waiting; `threads` of them work.
         self._pool = ThreadPoolExecutor(calls_max, thread_name_prefix="pickgate-call")
@@ -144,6 +149,7 @@ class Server:
                 self._ledger,
                 self._feed_pool,
                 gate,
+                issuing,
             ),
             interceptors=[self._arrivals, ThrottledHandlers(self.throttle)],
             options=(
@@ -186,6 +192,8 @@ class Server:
             if self._certificates is not None:
                 self._certificates.when_taken(self._gate.forget)
             self._gate.start()
+        if self._sightings is not None:
+            self._sightings.start()
         self._tell_health(self._trouble())
         self._arrivals.start()
         self._server.start()
@@ -242,6 +250,8 @@ class Server:
             self._rotator.stop()
         if self._certificates is not None:
             self._certificates.stop()
+        if self._sightings is not None:
+            self._sightings.stop()
         if self._gate is not None:
             self._gate.stop()
         if self._watcher.is_alive():

@@ -30,8 +30,10 @@ from pickgate.v1 import review_service_pb2 as review_pb
 from pickgate.v1 import settlement_service_pb2 as settlement_pb
 from pickgate.v1 import stock_service_pb2 as stock_pb
 from pickgate.v1 import store_service_pb2 as store_pb
-from server import checks, ledger_services, roles, statuses, translate, translate_rules
+from pickgate.v1 import terminal_service_pb2 as terminal_pb
+from server import checks, ledger_services, roles, statuses, terminal_services, translate, translate_rules
 from server.gate import Gate
+from server.issuing import Issuing
 from server.ledger_access import LedgerAccess
 from server.roles import Grant
 from server.turns import TooLate, Turns
@@ -54,6 +56,7 @@ SERVICES: Final = tuple(
         (settlement_pb, "SettlementService"),
         (event_pb, "CodeEventService"),
         (ledger_pb, "LedgerService"),
+        (terminal_pb, "TerminalService"),
     )
 )
 """Descriptors of the services that this server has."""
@@ -467,7 +470,8 @@ METHODS: Final[Mapping[str, Method[Any]]] = {
     "ReviewService.ListReviews": Method(review_pb.ListReviewsRequest, _list_reviews),
     "ReviewService.Decide": Method(review_pb.DecideRequest, _decide),
 }
-"""Every method with one answer, by "Service.Method", but for those of server.ledger_services (a test compares all with the contract)."""
+"""Every method with one answer, by "Service.Method", but for those of server.ledger_services and server.terminal_services (a test
+compares all with the contract)."""
 
 STREAMS: Final[Mapping[str, Stream[Any]]] = {
     "StockService.WatchStock": Stream(stock_pb.WatchStockRequest, _watch_stock),
@@ -493,11 +497,12 @@ def handlers(
     access: LedgerAccess,
     feed_pool: ThreadPoolExecutor,
     gate: Gate | None = None,
+    issuing: Issuing | None = None,
 ) -> list[grpc.GenericRpcHandler[bytes, bytes]]:
     """Make the gRPC handlers of all services over one deployment; calls with one answer take turns.
 
     Streams of stock are worked on in `watch_pool`, those of the ledger in `feed_pool`. gate: knows callers; None where everybody
-    may do everything.
+    may do everything. issuing: signs terminals' certificates; None: none are given out.
     """
 
     def handler(name: str) -> grpc.RpcMethodHandler[bytes, bytes]:
@@ -509,6 +514,11 @@ def handlers(
         if name in ledger_services.METHODS:
             method = ledger_services.METHODS[name]
             return _handler(partial(_ledger_answer, deployment, access, method), method.bytes_max, turns, may)
+        if name in terminal_services.METHODS:
+            asked = terminal_services.METHODS[name]
+            return _handler(
+                partial(_terminal_answer, deployment, issuing, asked), asked.bytes_max, turns, may
+            )
         return _handler(partial(answer, deployment, METHODS[name]), METHODS[name].bytes_max, turns, may)
 
     return [
@@ -538,6 +548,18 @@ def _ledger_answer(
     message = translate.parse(method.request, data, method.bytes_max)
     roles.enter(given, message, deployment.control.store)
     return method.call(deployment, access, message).SerializeToString()
+
+
+def _terminal_answer(
+    deployment: Deployment,
+    issuing: Issuing | None,
+    method: terminal_services.TerminalMethod[Any],
+    data: bytes,
+    given: Grant | None,
+) -> bytes:
+    message = translate.parse(method.request, data, method.bytes_max)
+    roles.enter(given, message, deployment.control.store)
+    return method.call(terminal_services.Desk(deployment, issuing, given), message).SerializeToString()
 
 
 def _handler(

@@ -54,6 +54,7 @@ def main() -> int:
                     listen_mtls=settings.listen_mtls,
                     ledger_url=settings.ledger_address,
                     gate=opening.gate(settings, deployment),
+                    issuing=opening.issuing(settings),
                 )
                 try:
                     server.start()

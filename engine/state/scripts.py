@@ -132,6 +132,7 @@ CREATE: Final = load("create", base=False)
 CONTROL: Final = load("control", base=False)
 MARK: Final = load("mark", base=False)
 SNAPSHOT: Final = load("snapshot", base=False)
+SEEN: Final = load("seen", base=False)
 ALL: Final = (
     OPEN,
     ISSUE,
@@ -152,4 +153,5 @@ ALL: Final = (
     CONTROL,
     MARK,
     SNAPSHOT,
+    SEEN,
 )

@@ -133,6 +133,7 @@ def serve(
     keep_memory_private()
     # Before anything is started: what is wrong with the files is told at once.
     opening.certificates(settings)
+    opening.issuing(settings)
     if settings.issuers_file is not None:
         Issuers(settings.issuers_file)
     # Around all: a signal while the store starts must still end it in order.
@@ -176,6 +177,7 @@ def _run(
         listen_mtls=settings.listen_mtls,
         ledger_url=settings.ledger_address,
         gate=opening.gate(settings, deployment),
+        issuing=opening.issuing(settings),
     ).start()
     try:
         freeze_heap()

@@ -21,8 +21,9 @@ from pickgate.v1 import review_service_pb2 as review_pb
 from pickgate.v1 import settlement_service_pb2 as settlement_pb
 from pickgate.v1 import stock_service_pb2 as stock_pb
 from pickgate.v1 import store_service_pb2 as store_pb
+from pickgate.v1 import terminal_service_pb2 as terminal_pb
 from pickgate.v1 import types_pb2 as types_pb
-from server import ledger_services, services, translate_ledger, translate_rules
+from server import ledger_services, services, terminal_services, translate_ledger, translate_rules
 from server.plain import enum_prefix
 
 FILES = (
@@ -35,6 +36,7 @@ FILES = (
     settlement_pb,
     event_pb,
     ledger_pb,
+    terminal_pb,
 )
 
 TWINS = [
@@ -160,6 +162,7 @@ def test_the_server_has_every_method_and_no_other() -> None:
     served |= {name: stream.request for name, stream in services.STREAMS.items()}
     served |= {name: method.request for name, method in ledger_services.METHODS.items()}
     served |= {name: stream.request for name, stream in ledger_services.STREAMS.items()}
+    served |= {name: method.request for name, method in terminal_services.METHODS.items()}
     assert {name: request.DESCRIPTOR.full_name for name, request in served.items()} == contract
     streaming = {
         f"{service.name}.{method.name}"
