@@ -13,7 +13,7 @@ from engine import expiry, issuance, limits, redemption, stock, verdict
 from engine.calls import InspectRequest, RedeemRequest, RenderRequest, StockChange, VoidRequest
 from engine.claims import Channel, Decision, Line, State, Terminal, Tier, TransferStep, Version
 from engine.policies import Policy, Tiers
-from engine.state import layouts, scripts, snapshot
+from engine.state import layouts, scripts, sightings, snapshot
 from engine.state.connection import Call, Connection
 from engine.state.events import EventType
 from engine.state.streams import START, Streams
@@ -47,7 +47,7 @@ RENAMED: Final = {
 """Lua names that can't be the field's: `place`, `release`, `type` and `changed` mean something else there."""
 OWN: Final = "1 to 6 the partition's own"
 """KEYS of every script that runs behind base.lua, which says what they are."""
-NOT_OWN: Final = ("open", "create", "control", "mark", "snapshot")
+NOT_OWN: Final = ("open", "create", "control", "mark", "snapshot", "seen")
 
 
 def header(name: str) -> str:
@@ -333,6 +333,7 @@ def everything(shop: Shop) -> None:
     shop.transfer(1)
     shop.clock.tick(limits.TTL_S_DEFAULT + 120)
     assert expiry.sweep(deployment).expired == 2
+    sightings.note(deployment.connection, {f"{MALL}:{STORE}:7": shop.clock.now_s})
     streams = Streams(deployment.connection)
     assert list(snapshot.read_records(deployment.connection, 0))
     streams.mark(
