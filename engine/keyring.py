@@ -75,6 +75,8 @@ class Purpose(StrEnum):
     """Derives the check digits of the typed form."""
     PIN = "pin"
     """Derives PINs."""
+    TERMINAL = "terminal"
+    """Derives the terminals' secrets of the SM profile (engine.sm_profile). There is none until the first terminal needs it."""
 
 
 class KeyState(StrEnum):
@@ -675,7 +677,7 @@ class Keys:
                 self._load(records, makers[slot])
         self._prfs = {
             purpose: _prfs(by_slot.get((purpose, None, None), []), makers.get((purpose, None, None)))
-            for purpose in (Purpose.UID, Purpose.SERIAL, Purpose.PIN)
+            for purpose in (Purpose.UID, Purpose.SERIAL, Purpose.PIN, Purpose.TERMINAL)
         }
         self.uid_prfs = tuple(self._prfs[Purpose.UID].by_generation.values())
         self.uid_prfs_disabled = tuple(
@@ -727,6 +729,15 @@ class Keys:
                 "issue it again"
             )
         return prf
+
+    def terminal_generation(self) -> int:
+        """Generation of the key that derives terminals' secrets now. Raises NoActiveKey."""
+        self._maker_of(Purpose.TERMINAL)
+        return self._prfs[Purpose.TERMINAL].maker
+
+    def terminal_prf(self, generation: int) -> Prf | None:
+        """Function that derives the terminals' secrets of a generation; None when that key is not usable (any more)."""
+        return self._prfs[Purpose.TERMINAL].by_generation.get(generation)
 
     def __repr__(self) -> str:
         return f"Keys(revision={self.revision}, built_at_s={self.built_at_s}, next_change_s={self.next_change_s})"

@@ -53,6 +53,8 @@ class Terminal(Entry):
     name: for people. invitation, invitation_until_s: digest of the token, and the unix second until which it is good; '' and 0
     without one. key: digest of the public key that used it, '' while nobody has. certificates: thumbprints (SHA-256 of the DER,
     hex) that count, the newest last; none: any of the CA's. certificate_until_s: when the newest ends. reason: of the last change.
+    sm_number: how often it was given a secret of the SM profile (engine.sm_profile), the last of which counts; 0: never.
+    sm_generation: of the key that this secret is derived by.
     """
 
     mall_id: int
@@ -66,6 +68,8 @@ class Terminal(Entry):
     certificates: tuple[str, ...] = ()
     certificate_until_s: int = 0
     reason: str = ""
+    sm_number: int = 0
+    sm_generation: int = 0
 
     def __post_init__(self) -> None:
         check_id(self.mall_id, "mall_id")
@@ -75,6 +79,8 @@ class Terminal(Entry):
         check_text(self.name, "name", limits.NAME_CHARS_MAX, chars_min=0)
         check_text(self.reason, "reason", limits.REASON_CHARS_MAX, chars_min=0)
         check_whole(self.invitation_until_s, "invitation_until_s", 0, limits.EXPIRES_AT_S_MAX)
+        check_whole(self.sm_number, "sm_number", 0, limits.ID_MAX)
+        check_whole(self.sm_generation, "sm_generation", 0, limits.ID_MAX)
         check_number_of(self.certificates, "certificates", 0, CERTIFICATES_KEPT)
         for digest in (self.invitation, self.key, *self.certificates):
             check_digest(digest, "digest", optional=True)
@@ -175,6 +181,26 @@ def rotate(thumbprint: str, issued: Issued) -> Change:
         return replace(
             present, certificates=(thumbprint, issued.thumbprint), certificate_until_s=issued.until_s
         )
+
+    return change
+
+
+def enrol_sm(key: Key, generation: int) -> Change:
+    """Give it the next secret of the SM profile, derived by the keyring's terminal key of `generation`; the one before counts no more.
+
+    Raises InvalidInput for one that is invited, suspended or revoked: making it active would let its earlier certificates count.
+    """
+
+    def change(present: Terminal | None) -> Terminal:
+        if present is not None and present.state != "active":
+            raise InvalidInput(
+                f"the terminal is {present.state}; only an active one, or one without an entry, gets a secret: let it enrol, or"
+                " resume it",
+                field="terminal",
+            )
+        if present is None:
+            present = Terminal(*key)
+        return replace(present, state="active", sm_number=present.sm_number + 1, sm_generation=generation)
 
     return change
 

@@ -92,6 +92,9 @@ cdef extern from "openssl/evp.h" nogil:
     EVP_PKEY_CTX *EVP_PKEY_CTX_new_from_name(void *libctx, const char *name, const char *properties)
     void EVP_PKEY_CTX_free(EVP_PKEY_CTX *ctx)
     int EVP_PKEY_CTX_set1_id(EVP_PKEY_CTX *ctx, const void *id, size_t size)
+    EVP_PKEY_CTX *EVP_PKEY_CTX_new_from_pkey(void *libctx, EVP_PKEY *pkey, const char *properties)
+    int EVP_PKEY_encrypt_init(EVP_PKEY_CTX *ctx)
+    int EVP_PKEY_encrypt(EVP_PKEY_CTX *ctx, unsigned char *out, size_t *outlen, const unsigned char *data, size_t size)
     int EVP_PKEY_fromdata_init(EVP_PKEY_CTX *ctx)
     int EVP_PKEY_fromdata(EVP_PKEY_CTX *ctx, EVP_PKEY **pkey, int selection, OSSL_PARAM *params)
     int EVP_DigestSignInit_ex(EVP_MD_CTX *ctx, EVP_PKEY_CTX **pctx, const char *mdname, void *libctx,

@@ -38,6 +38,7 @@ _COMMANDS: Final = {
     "keys": "server.commands.keys:keys",
     "certs": "server.commands.certs:certs",
     "terminals": "server.commands.terminals:terminals",
+    "sm": "server.commands.sm:sm",
     "ledger": "server.commands.ledger:ledger",
     "malls": "server.commands.places:malls",
     "stores": "server.commands.places:stores",

@@ -27,9 +27,11 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # not among the p
 
 from engine import limits
 from engine.errors import Exhausted
+from engine.sm_profile import Sealed
 from server import bounds, statuses, translate
 from server.batches import Method, Outcome
 from server.owners import Answered, Owners, Waiting
+from server.sealing import MARK, Sealing, quiet
 from server.throttle import BAD, Throttle
 from server.turns import TooLate
 
@@ -56,7 +58,7 @@ _WAKE: Final = object()
 class Arrival(Waiting):
     """A call of the lane, from its headers on."""
 
-    __slots__ = ("_event", "call", "stage")
+    __slots__ = ("_event", "call", "sealed", "stage")
 
     def __init__(self, event: Any, method: int, came_s: float) -> None:
         self._event = event
@@ -67,6 +69,7 @@ class Arrival(Waiting):
         self.came_s = came_s
         self.alone = False
         self.grant = None
+        self.sealed: Sealed | None = None
         self.stage = _READING
 
     def metadata(self) -> Sequence[tuple[str, str | bytes]]:
@@ -117,6 +120,7 @@ class Lane:
         queue_wait_s: how long a call may wait for its owner.
         admit: looks at each call before its request is read; it must not wait.
         throttle: slows down whoever keeps presenting forged codes.
+        sealing: opens bodies of the SM profile, and seals their answers.
         monotonic_s: the clock of the waits.
         unix_s: the clock of the deadlines.
     """
@@ -132,6 +136,7 @@ class Lane:
         queue_wait_s: float = bounds.QUEUE_WAIT_S,
         admit: Admit | None = None,
         throttle: Throttle | None = None,
+        sealing: Sealing | None = None,
         monotonic_s: Callable[[], float] = time.monotonic,
         unix_s: Callable[[], float] = time.time,
     ) -> None:
@@ -139,6 +144,7 @@ class Lane:
         self._request_wait_s = request_wait_s
         self._admit = admit
         self._throttle = throttle or Throttle()
+        self._sealing = sealing
         self._hold_s = bounds.SLOW_DOWN_HOLD_S
         # Refusals that are kept back, the oldest first.
         self._held: deque[tuple[float, Arrival, Exception]] = deque()
@@ -333,6 +339,8 @@ class Lane:
             return
         try:
             translate.check_length(message, limits.MESSAGE_BYTES_MAX)
+            if message[:1] == MARK and self._sealing is not None:
+                message, call.sealed = self._sealing.open(self._asks[call.method].path.encode(), message)
         except Exception as error:
             self._answer([(call, error)])
             return
@@ -394,8 +402,12 @@ class Lane:
                 if type(outcome) is bytes:
                     if outcome[:2] in BAD:
                         self._throttle.note(self._methods[call.method], call.message, outcome, call.peer)
+                    if call.sealed is not None:
+                        outcome = Sealing.close(call.sealed, outcome)
                     self._reply(call, outcome)
                     continue
+                if call.sealed is not None and isinstance(outcome, Exception):
+                    outcome = quiet(outcome)
                 # One error that many calls share is told, and logged, once.
                 status = told.get(id(outcome))
                 if status is None:

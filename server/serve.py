@@ -26,6 +26,7 @@ from engine.errors import PickgateError, SetupError
 from engine.expiry import Sweeper
 from engine.ledger.feeds import SUBSCRIBERS_MAX
 from engine.rotation import Rotator
+from engine.sm_profile import Opener
 from engine.stock_watch import WATCHERS_MAX, StockWatches
 from server import bounds, lane_check, lane_methods, services, tls
 from server.arrivals import Arrivals
@@ -33,6 +34,7 @@ from server.config import Listen
 from server.gate import Gate
 from server.issuing import Issuing
 from server.ledger_access import LedgerAccess
+from server.sealing import SealedHandlers, Sealing
 from server.sightings import Sightings
 from server.throttle import Throttle, ThrottledHandlers
 from server.turns import Turns
@@ -115,6 +117,7 @@ class Server:
         # A thread for each accepted call, most of them waiting; `threads` of them work.
         self._pool = ThreadPoolExecutor(calls_max, thread_name_prefix="pickgate-call")
         self._arrivals = Arrivals(request_wait_s)
+        self._sealing = Sealing(Opener(deployment.control, deployment.now_ms))
         self.throttle = Throttle()
         """Who is slowed down for forged codes and wrong PINs."""
         # Watchers of the health service wait on the connection, not on a thread of the calls.
@@ -151,7 +154,7 @@ class Server:
                 gate,
                 issuing,
             ),
-            interceptors=[self._arrivals, ThrottledHandlers(self.throttle)],
+            interceptors=[self._arrivals, SealedHandlers(self._sealing), ThrottledHandlers(self.throttle)],
             options=(
                 *_OPTIONS,
                 *(() if certificates is None else _TLS_OPTIONS),
@@ -171,6 +174,7 @@ class Server:
                 queue_calls_max=queue_calls_max,
                 request_wait_s=request_wait_s,
                 throttle=self.throttle,
+                sealing=self._sealing,
             )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
@@ -266,7 +270,7 @@ class Server:
     def statistics(self) -> dict[str, Any]:
         """Figures of the hot lane, see there, if it serves; of who is slowed down, "throttle", and who was refused, "refused"."""
         found = {} if self._lane is None else self._lane.statistics()
-        found = {**found, "throttle": self.throttle.statistics()}
+        found = {**found, "throttle": self.throttle.statistics(), "seals_refused": self._sealing.refused}
         return found if self._gate is None else {**found, "refused": dict(self._gate.refused)}
 
     def __enter__(self) -> Self:

@@ -16,7 +16,7 @@ with atheris.instrument_imports(include=["engine", "ext", "server"], enable_load
     from tests.fuzz import mutators
     from tests.fuzz.targets import TARGETS
 
-    if len(sys.argv) > 1 and sys.argv[1] in ("requests", "lane"):
+    if len(sys.argv) > 1 and sys.argv[1] in ("envelope", "requests", "lane"):
         import tests.fuzz.served  # noqa: F401  # to be instrumented as well
 
 

@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
+import pytest
 
+from engine import sm_profile
 from engine.claims import Suite, Version
-from engine.errors import PickgateError
+from engine.errors import PickgateError, Unauthenticated
+from engine.sm_enrolment import give
+from engine.sm_profile import Opener, open_answer, seal_answer, seal_request
 from engine.state.server import EmbeddedServer
+from ext.codec import hmac_sm3
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import types_pb2 as types_pb
 from server import hot, lane_methods, services, statuses
@@ -174,3 +179,58 @@ def lane_seeds() -> Iterable[bytes]:
 def lane_class(number: int) -> Any:
     """The class of requests that the first byte of an input of `lane` chooses."""
     return services.METHODS[f"RedemptionService.{_LANE[number % 2]}"].request
+
+
+# --- envelopes of the SM profile --------------------------------------------------------------------------------------
+_PATH: Final = b"/pickgate.v1.RedemptionService/Redeem"
+_TERMINAL: Final = (MALL, STORE, 7)
+
+
+def envelopes(stack: ExitStack) -> Callable[[bytes], None]:
+    """Envelopes, with a tag made good on demand: only what this terminal sealed opens, once, to what it sealed."""
+    shop = open_shop(stack)
+    number, secret = give(shop.deployment.control, _TERMINAL)
+    opener = Opener(shop.deployment.control, shop.deployment.now_ms)
+
+    def check(data: bytes) -> None:
+        if not data:
+            return
+        how, envelope = data[0], data[1:]
+        body = None
+        if how & 1:
+            body, nonce = envelope[16:], envelope[:16].ljust(16, b"\0")
+            envelope, request = seal_request(
+                secret, _TERMINAL, number, _PATH, body, time_ms=shop.clock.now_ms, nonce=nonce
+            )
+        elif how & 2 and len(envelope) > 76:
+            # Everything as it came, under a right tag: time, number and terminal are what the fuzzer says.
+            keys = sm_profile._keys(secret, envelope[28:44], sm_profile.LABEL_REQUEST, _PATH)
+            envelope = envelope[:-32] + hmac_sm3(keys[1], envelope[:-32])
+        try:
+            opened = opener.open(_PATH, envelope)
+        except PickgateError as error:
+            told = statuses.tell(error)
+            assert told.code in (
+                *(grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAUTHENTICATED),
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+            ), told
+            return
+        assert how & 3, "what nobody sealed has opened"
+        assert envelope[:20] == b"\0SM\1" + b"".join(part.to_bytes(4) for part in (*_TERMINAL, number))
+        if body is not None:
+            assert opened.body == body
+            assert open_answer(request, seal_answer(opened.sealed, data)) == data
+        with pytest.raises(Unauthenticated, match="here before"):
+            opener.open(_PATH, envelope)
+
+    return check
+
+
+def envelope_seeds() -> Iterable[bytes]:
+    """Sealed by the terminal, under a right tag as it comes, and as it comes."""
+    terminal = b"".join(part.to_bytes(4) for part in (*_TERMINAL, 1))
+    for n, body in enumerate((b"", b"x", bytes(40))):
+        yield b"\1" + bytes([n]) * 16 + body
+        for how in (b"\0", b"\2"):
+            head = b"\0SM\1" + terminal + shops.START_MS.to_bytes(8) + bytes([n, how[0]]) * 8
+            yield how + head + body + bytes(32)

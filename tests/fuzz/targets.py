@@ -281,6 +281,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "serial": Target(_serials, _serial_seeds, 64),
     "proof": Target(_proofs, _proof_seeds, 2_500),
     "scan": Target(_scan, _scan_seeds, 512),
+    "envelope": Target(_served("envelopes"), _served("envelope_seeds"), 512),
     "requests": Target(_served("requests"), _served("request_seeds"), 4_096, _served("request_class")),
     "lane": Target(_served("lane"), _served("lane_seeds"), 1_024, _served("lane_class")),
 }

@@ -517,7 +517,7 @@ def test_a_lane_that_does_not_work_is_left_out_loudly(
     assert "ordinary handlers" in record.getMessage()
     assert reason in record.getMessage()
     server = Server(house.deployment, [], threads=1, look=lambda: None)
-    assert set(server.statistics()) == {"throttle"}
+    assert set(server.statistics()) == {"throttle", "seals_refused"}
     server.stop(0)
 
 
@@ -526,5 +526,5 @@ def test_a_server_without_the_lane_says_nothing_of_batches(house: House) -> None
     assert house.server.statistics()["calls"] >= 2
     assert next(iter(house.server.statistics())) == "batches"
     server = Server(house.deployment, [], threads=1, look=lambda: None, lane=False)
-    assert set(server.statistics()) == {"throttle"}
+    assert set(server.statistics()) == {"throttle", "seals_refused"}
     server.stop(0)

@@ -1,0 +1,137 @@
+"""The SM profile (engine.sm_profile) at the server's two lanes: bodies are opened before anything looks at them, answers sealed last.
+
+Everything between is what it is for any caller, identity and rights included; besides, the terminal that a request names must be the
+one whose secret sealed it. Statuses have no body that could be sealed, so a sealed call's errors say their reason and nothing of the
+request.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Final
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.rpc import status_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
+
+from engine.errors import PermissionDenied, PickgateError
+from engine.sm_profile import MARK, Opened, Opener, Sealed, seal_answer
+from pickgate.v1 import redemption_service_pb2 as redemption_pb
+from server import statuses
+
+__all__ = ["MARK", "SealedHandlers", "Sealing", "quiet"]
+
+_QUIET: Final = "see the reason: a sealed call's errors say no more"
+_NOT_ITS_OWN: Final = "a sealed request must name the terminal that sealed it"
+_TERMINALS: Final[dict[bytes, type[Message]]] = {
+    f"/pickgate.v1.RedemptionService/{name}".encode(): kind
+    for name, kind in (
+        ("Redeem", redemption_pb.RedeemRequest),
+        ("Inspect", redemption_pb.InspectRequest),
+        ("Reverse", redemption_pb.ReverseRequest),
+        ("RedeemBatch", redemption_pb.RedeemBatchRequest),
+    )
+}
+"""The methods whose requests name terminals."""
+
+
+class Sealing:
+    """Opens requests and seals answers; for many threads."""
+
+    def __init__(self, opener: Opener) -> None:
+        self._opener = opener
+
+    def open(self, path: bytes, envelope: bytes) -> Opened:
+        """Raises what Opener.open raises, and PermissionDenied when the request names another terminal."""
+        opened = self._opener.open(path, envelope)
+        kind = _TERMINALS.get(path)
+        if kind is not None:
+            try:
+                message: Any = kind.FromString(opened.body)
+            except DecodeError:
+                return opened  # the method itself says so
+            for one in message.requests if kind is redemption_pb.RedeemBatchRequest else (message,):
+                at = one.terminal
+                if (at.mall_id, at.store_id, at.terminal_id) != opened.sealed.terminal:
+                    raise PermissionDenied(_NOT_ITS_OWN)
+        return opened
+
+    @staticmethod
+    def close(request: Sealed, answer: bytes) -> bytes:
+        """The answer, sealed."""
+        return seal_answer(request, answer)
+
+    @property
+    def refused(self) -> int:
+        """Envelopes that did not open or did not count."""
+        return self._opener.refused
+
+
+def quiet(error: Exception) -> Exception:
+    """The error as a sealed call's caller may read it on the wire: its kind, and nothing of the request."""
+    if not isinstance(error, PickgateError):
+        return error  # nothing of it is told anyway
+    told = copy.copy(error)
+    told.message, told.field, told.args = _QUIET, "", (_QUIET,)
+    return told
+
+
+class _QuietContext:
+    """A call's context that keeps what its statuses would say of the request to itself."""
+
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def abort_with_status(self, status: Any) -> None:
+        details = dict(status.trailing_metadata or ())
+        rich = status_pb2.Status.FromString(details.get("grpc-status-details-bin", b""))
+        rich.message = _QUIET
+        kept = [detail for detail in rich.details if not detail.type_url.endswith(".BadRequest")]
+        del rich.details[:]
+        rich.details.extend(kept)
+        self._context.abort_with_status(rpc_status.to_status(rich))
+
+
+class SealedHandlers(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic for type checkers only
+    """The same for the ordinary handlers: each method with one answer is wrapped, once."""
+
+    def __init__(self, sealing: Sealing) -> None:
+        self._sealing = sealing
+        self._made: dict[str, Any] = {}
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Any],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Give the handler of a method; called by gRPC for each call."""
+        method = handler_call_details.method
+        handler = continuation(handler_call_details)
+        if handler is None or handler.unary_unary is None or not method.startswith("/pickgate.v1."):
+            return handler
+        made = self._made.get(method)
+        if made is None:
+            made = self._made[method] = grpc.unary_unary_rpc_method_handler(
+                self._wrapped(method.encode(), handler.unary_unary)
+            )
+        return made
+
+    def _wrapped(self, path: bytes, behaviour: Callable[..., bytes]) -> Callable[..., bytes]:
+        sealing = self._sealing
+
+        def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
+            if data[:1] != MARK:
+                return behaviour(data, context)
+            try:
+                opened = sealing.open(path, data)
+            except Exception as error:
+                context.abort_with_status(rpc_status.to_status(statuses.rich_status(statuses.tell(error))))
+                raise
+            return sealing.close(opened.sealed, behaviour(opened.body, _QuietContext(context)))
+
+        return handle
