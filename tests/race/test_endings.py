@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from engine import expiry, issuance, redemption
+from engine import expiry, issuance, limits, redemption
 from engine.calls import (
     ConfirmRequest,
     ExtendRequest,
@@ -324,7 +324,14 @@ def test_confirm_against_expiry(course: Course, runs: int) -> None:
     for _ in range(runs * HEATS // 4):
         sku = course.sku(2)
         request = IssueRequest(
-            MALL, course.request_id(), STORE, "order", (Line(sku, 2),), Version.DYNAMIC, Suite.AES
+            MALL,
+            course.request_id(),
+            STORE,
+            "order",
+            (Line(sku, 2),),
+            Version.DYNAMIC,
+            Suite.AES,
+            ttl_s=limits.TTL_S_MAX,
         )
         held = sound(issuance.hold(course.deployment, [request])[0])
         assert held.verdict is HoldVerdict.HELD
