@@ -228,12 +228,14 @@ def send_without_end(pipe: Pipe, url: str, name: str) -> None:
 
 def test_senders_killed_in_the_middle(course: Course, course_url: str, runs: int) -> None:
     """Processes killed while they move units: what they had sent arrives by the next sweep, and no unit is missing."""
-    sku = course.sku(50)
+    turns = 3 * runs
+    # Whoever is killed leaves at most one unit more at the other store than was there before.
+    sku = course.sku(50 + 3 * turns)
     course.count((sku, 50), store_id=OTHER_STORE)
     both = on_both(course, sku)
     interrupted = 0
     spawning = multiprocessing.get_context("spawn")
-    for turn in range(3 * runs):
+    for turn in range(turns):
         processes = []
         for n in range(3):
             ours, theirs = spawning.Pipe()
