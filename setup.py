@@ -21,7 +21,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-NEEDS_NO_LIBCRYPTO = {"geo", "scan"}
+NEEDS_NO_LIBCRYPTO = {"answers", "geo", "scan", "script_calls"}
 
 C_FLAGS = {
     "release": ["-O3", "-fno-math-errno"],

@@ -1,6 +1,6 @@
 """Attempts: tries to redeem or inspect, column by column, on their way from the caller to the script.
 
-    columns → open (kernels) → standing of the store, place (kernels) → second factor → packed rows
+    columns → open (kernels) → standing of the store, place (kernels) → second factor → rows (kernels)
 
 Nothing here asks the store. Columns instead of values, because at thousands of calls a second making a value for each is what
 would take the time; `engine.redemption` has the same verbs for values, over this.
@@ -18,40 +18,66 @@ import numpy.typing as npt
 
 from engine import limits, policies, policy, proof, serial
 from engine.calls import InspectRequest, RedeemRequest
-from engine.claims import Line, Version, partition_of
+from engine.claims import UID_BYTES, Line, Version, partition_of
 from engine.control import Copy
 from engine.deployment import Deployment
 from engine.errors import TooManyItems
-from engine.idempotency import body_digest, request_digest
+from engine.idempotency import body_digest, terminal_digests, uid_digests
 from engine.keyring import Keys
-from engine.standings import Standing
 from engine.state import layouts
 from engine.state.attempts import NO_PIN, Attempt
 from engine.verdict import RedeemVerdict
 from ext.codec import OpenStatus, open_text_batch, pack
+from ext.lane import gather, join_rows, slices
 
-_NOBODY: Final = bytes(12)
 _DATUM: Final = 3
 """Row of `Attempts.places` that holds the datum."""
+_ITEM: Final = layouts.REDEEM_ITEM
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Texts:
+    """n texts in one buffer: text i is buffer[starts[i]:ends[i]], in UTF-8."""
+
+    buffer: bytes
+    starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, texts: Sequence[bytes]) -> Texts:
+        """The column of these texts."""
+        buffer, offsets = pack(texts)
+        ends = offsets.astype(np.int64)
+        return cls(buffer, ends[:-1], ends[1:])
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def take(self, rows: npt.NDArray[np.intp]) -> Texts:
+        """Those of some rows."""
+        return Texts(self.buffer, self.starts[rows], self.ends[rows])
+
+    def each(self) -> list[bytes]:
+        """Each by itself."""
+        return slices(self.buffer, self.starts, self.ends)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attempts:
-    """A batch of n attempts. Lists have n entries; mappings have one for each attempt that says something of the kind.
+    """A batch of n attempts. Mappings have one entry for each attempt that says something of the kind.
 
     The ranges are those of engine.calls.RedeemRequest, and have been checked.
     """
 
-    mall_ids: Sequence[int]
-    store_ids: Sequence[int]
-    terminal_ids: Sequence[int]
-    codes: Sequence[bytes]
-    """As scanned or typed, in UTF-8."""
+    terminals: npt.NDArray[np.uint32]
+    """3 × n: mall, store, terminal."""
+    codes: Texts
+    """As scanned or typed."""
     places: npt.NDArray[np.float64]
     """4 × n: latitude and longitude in degrees, accuracy in metres, datum; datum 0: no position was stated."""
-    request_ids: Sequence[str]
-    """Empty to inspect, which changes nothing."""
-    actors: Sequence[str]
+    request_ids: Texts | None
+    """None to inspect, which changes nothing."""
+    actors: Texts
     lines: Mapping[int, Sequence[Line]] = field(default_factory=dict)
     pins: Mapping[int, str] = field(default_factory=dict, repr=False)
     proof_tokens: Mapping[int, str] = field(default_factory=dict, repr=False)
@@ -59,11 +85,19 @@ class Attempts:
     @property
     def dry(self) -> bool:
         """Whether they only inspect."""
-        return not self.request_ids
+        return self.request_ids is None
 
 
-def places_of(requests: Sequence[RedeemRequest | InspectRequest]) -> npt.NDArray[np.float64]:
-    """The column `Attempts.places` of requests."""
+def _terminals_of(requests: Sequence[RedeemRequest | InspectRequest]) -> npt.NDArray[np.uint32]:
+    rows = [(at.mall_id, at.store_id, at.terminal_id) for at in (request.terminal for request in requests)]
+    return np.array(rows, np.uint32).reshape(len(rows), 3).T
+
+
+def _codes_of(requests: Sequence[RedeemRequest | InspectRequest]) -> Texts:
+    return Texts.of([request.code.encode("utf-8", "surrogatepass") for request in requests])
+
+
+def _places_of(requests: Sequence[RedeemRequest | InspectRequest]) -> npt.NDArray[np.float64]:
     rows = [
         (at.latitude_deg, at.longitude_deg, at.accuracy_m, at.datum) if at else (0.0, 0.0, 0.0, 0)
         for at in (request.position for request in requests)
@@ -74,13 +108,11 @@ def places_of(requests: Sequence[RedeemRequest | InspectRequest]) -> npt.NDArray
 def of_redemptions(requests: Sequence[RedeemRequest]) -> Attempts:
     """The columns of tries to redeem."""
     return Attempts(
-        [request.terminal.mall_id for request in requests],
-        [request.terminal.store_id for request in requests],
-        [request.terminal.terminal_id for request in requests],
-        [request.code.encode("utf-8", "surrogatepass") for request in requests],
-        places_of(requests),
-        [request.request_id for request in requests],
-        [request.actor for request in requests],
+        _terminals_of(requests),
+        _codes_of(requests),
+        _places_of(requests),
+        Texts.of([request.request_id.encode() for request in requests]),
+        Texts.of([request.actor.encode() for request in requests]),
         {n: request.lines for n, request in enumerate(requests) if request.lines},
         {n: request.pin for n, request in enumerate(requests) if request.pin},
         {n: request.proof_token for n, request in enumerate(requests) if request.proof_token},
@@ -90,85 +122,86 @@ def of_redemptions(requests: Sequence[RedeemRequest]) -> Attempts:
 def of_inspections(requests: Sequence[InspectRequest]) -> Attempts:
     """The columns of inspections."""
     return Attempts(
-        [request.terminal.mall_id for request in requests],
-        [request.terminal.store_id for request in requests],
-        [request.terminal.terminal_id for request in requests],
-        [request.code.encode("utf-8", "surrogatepass") for request in requests],
-        places_of(requests),
-        (),
-        [""] * len(requests),
+        _terminals_of(requests),
+        _codes_of(requests),
+        _places_of(requests),
+        None,
+        Texts.of([b""] * len(requests)),
     )
 
 
 # --- opening --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True, eq=False)
 class _Opened:
-    """What the codes of a batch say: rows of the genuine ones, and columns for those."""
+    """What the codes of a batch say: rows of the m genuine ones, and columns for those."""
 
-    rows: list[int]
-    uids: list[bytes]
-    versions: list[int]
-    stale: list[bool]
+    rows: npt.NDArray[np.intp]
+    uids: bytes
+    """m × UID_BYTES."""
+    versions: npt.NDArray[np.uint8]
+    stale: npt.NDArray[np.bool_]
+
+    def uid(self, n: int) -> bytes:
+        return self.uids[n * UID_BYTES : (n + 1) * UID_BYTES]
 
 
-def _open(deployment: Deployment, copy: Copy, texts: Sequence[bytes], now_s: int) -> _Opened:
+def _open(deployment: Deployment, copy: Copy, codes: Texts, now_s: int) -> _Opened:
     """Prove codes genuine, scanned payloads and typed serials alike; whatever is wrong with a code, it is only left out."""
-    keys = copy.usable_keys()
-    partitions = deployment.constants.partitions
-    typed = [n for n, text in enumerate(texts) if text[:1].isdigit()]
-    scanned = [n for n in range(len(texts)) if n not in set(typed)] if typed else list(range(len(texts)))
-    opened = _Opened([], [], [], [])
-    if scanned:
-        claims = open_text_batch(keys.payload_table, *pack([texts[n] for n in scanned]))
-        good = np.flatnonzero(claims["status"] == OpenStatus.OK)
-        uids = claims["uid"][good].tobytes()
-        lives_s = [
-            deployment.standings(copy, now_s).of(store_id).payload_life_s
-            for store_id in claims["store"][good].tolist()
-        ]
-        stale = policy.are_stale(
-            claims["stamp"][good],
-            claims["exp"][good],
-            claims["version"][good],
-            now_s,
-            np.array(lives_s, np.int64),
-        )
-        for at, n, version, is_stale in zip(
-            range(0, len(uids), 8),
-            good.tolist(),
-            claims["version"][good].tolist(),
-            stale.tolist(),
-            strict=True,
-        ):
-            uid = uids[at : at + 8]
-            if partition_of(uid) < partitions:
-                opened.rows.append(scanned[n])
-                opened.uids.append(uid)
-                opened.versions.append(version)
-                opened.stale.append(is_stale)
-    for n in typed:
-        found = (
-            serial.uid_of_typed(texts[n].decode("utf-8", "replace"), keys.serial_prfs)
-            if keys.serial_prfs
-            else None
-        )
-        if found is not None and partition_of(found) < partitions:
-            opened.rows.append(n)
-            opened.uids.append(found)
-            opened.versions.append(Version.STATIC)
-            opened.stale.append(False)
-    return opened
+    firsts = np.frombuffer(codes.buffer, np.uint8)[codes.starts]
+    are_typed = (firsts >= ord("0")) & (firsts <= ord("9"))
+    if not are_typed.any():
+        return _open_scanned(deployment, copy, codes, np.arange(len(codes)), now_s)
+    scanned = _open_scanned(deployment, copy, codes, np.flatnonzero(~are_typed), now_s)
+    typed = _open_typed(deployment, copy, codes, np.flatnonzero(are_typed))
+    return _Opened(
+        np.concatenate((scanned.rows, typed.rows)),
+        scanned.uids + typed.uids,
+        np.concatenate((scanned.versions, typed.versions)),
+        np.concatenate((scanned.stale, typed.stale)),
+    )
+
+
+def _open_scanned(
+    deployment: Deployment, copy: Copy, codes: Texts, rows: npt.NDArray[np.intp], now_s: int
+) -> _Opened:
+    texts = codes.take(rows)
+    claims = open_text_batch(
+        copy.usable_keys().payload_table, *gather(texts.buffer, texts.starts, texts.ends)
+    )
+    # The upper ten bits of a uid are its partition (engine.claims).
+    partitions = np.ascontiguousarray(claims["uid"]).view(">u2")[:: UID_BYTES // 2] >> 6
+    good = np.flatnonzero(
+        (claims["status"] == OpenStatus.OK) & (partitions < deployment.constants.partitions)
+    )
+    claims = claims[good]
+    lives_s = deployment.standings(copy, now_s).of(claims["store"].tolist())["payload_life_s"]
+    stale = policy.are_stale(claims["stamp"], claims["exp"], claims["version"], now_s, lives_s)
+    return _Opened(rows[good], claims["uid"].tobytes(), claims["version"], stale)
+
+
+def _open_typed(deployment: Deployment, copy: Copy, codes: Texts, rows: npt.NDArray[np.intp]) -> _Opened:
+    prfs = copy.usable_keys().serial_prfs
+    uids: list[bytes] = []
+    good: list[int] = []
+    for row, text in zip(rows.tolist(), codes.take(rows).each(), strict=True):
+        found = serial.uid_of_typed(text.decode("utf-8", "replace"), prfs) if prfs else None
+        if found is not None and partition_of(found) < deployment.constants.partitions:
+            good.append(row)
+            uids.append(found)
+    return _Opened(
+        np.array(good, np.intp),
+        b"".join(uids),
+        np.full(len(good), Version.STATIC, np.uint8),
+        np.zeros(len(good), np.bool_),
+    )
 
 
 # --- the pure policy ------------------------------------------------------------------------------------------------
 def _judge_places(
-    standings: Sequence[Standing], places: npt.NDArray[np.float64]
+    standings: npt.NDArray[np.void], places: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     datums = places[_DATUM].astype(np.intp)
-    stores = np.array(
-        [standing.positions[datum] for standing, datum in zip(standings, datums.tolist(), strict=True)],
-        np.float64,
-    ).reshape(len(standings), 2)
+    stores = standings["positions"][np.arange(len(standings)), datums]
     return policy.judge_columns(
         policy.Places(
             stated=datums != 0,
@@ -177,8 +210,8 @@ def _judge_places(
             accuracy_m=places[2],
             store_latitude_deg=np.ascontiguousarray(stores[:, 0]),
             store_longitude_deg=np.ascontiguousarray(stores[:, 1]),
-            radius_m=np.array([standing.radius_m for standing in standings], np.float64),
-            rules=np.array([standing.rule for standing in standings], np.uint8),
+            radius_m=standings["radius_m"],
+            rules=standings["rule"],
         )
     )
 
@@ -209,96 +242,83 @@ def prepare(deployment: Deployment, attempts: Attempts) -> list[Attempt | None]:
 
     Raises TooManyItems, StaleControl, KeyringLocked, LedgerBehind (unless they only inspect) for the batch.
     """
-    if len(attempts.codes) > limits.WRITE_ITEMS_MAX:
+    count = len(attempts.codes)
+    if count > limits.WRITE_ITEMS_MAX:
         raise TooManyItems(
-            f"{len(attempts.codes)} codes in one batch; expected at most {limits.WRITE_ITEMS_MAX}",
-            field="codes",
+            f"{count} codes in one batch; expected at most {limits.WRITE_ITEMS_MAX}", field="codes"
         )
     copy = deployment.control.copy() if attempts.dry else deployment.control.copy_to_change()
-    keys = copy.usable_keys()
+    copy.usable_keys()
+    prepared: list[Attempt | None] = [None] * count
+    if not count:
+        return prepared
     now_ms = deployment.now_ms()
     opened = _open(deployment, copy, attempts.codes, now_ms // 1000)
-    prepared: list[Attempt | None] = [None] * len(attempts.codes)
-    if not opened.rows:
-        return prepared
     rows = _rows(deployment, copy, attempts, opened, now_ms)
-    proof_digests: dict[int, bytes] = {}
-    for n, (row, uid) in enumerate(zip(opened.rows, opened.uids, strict=True)):
-        if pin := opened.versions[n] == Version.STATIC and attempts.pins.get(row):
-            rows["pin_1"][n], rows["pin_2"][n] = _judge_pin(keys, uid, pin)
-        elif token := opened.versions[n] == Version.VALUABLE and attempts.proof_tokens.get(row):
-            finding, digest, method = _judge_proof(copy, uid, token, now_ms)
-            rows["proof"][n], rows["proof_method"][n] = finding, method
-            if digest:
-                rows["proof_digest"][n], proof_digests[row] = digest, digest
-    return _packed(attempts, opened, rows, proof_digests, prepared)
+    if attempts.pins or attempts.proof_tokens:
+        _judge_factors(copy, attempts, opened, rows, now_ms)
+    for row, attempt in zip(opened.rows.tolist(), _packed(attempts, opened, rows), strict=True):
+        prepared[row] = attempt
+    return prepared
 
 
 def _rows(
     deployment: Deployment, copy: Copy, attempts: Attempts, opened: _Opened, now_ms: int
 ) -> npt.NDArray[np.void]:
-    """Rows of layouts.REDEEM_ITEM for the genuine codes, but for what second factors and digests put in."""
+    """Rows of layouts.REDEEM_ITEM for the genuine codes, but for what second factors and wanted lines put in."""
     at = opened.rows
-    standing_of = deployment.standings(copy, now_ms // 1000).of
-    standings = [standing_of(attempts.store_ids[n]) for n in at]
+    terminals = np.ascontiguousarray(attempts.terminals[:, at])
+    standings = deployment.standings(copy, now_ms // 1000).of(terminals[1].tolist())
     places, buckets = _judge_places(standings, attempts.places[:, at])
-    generation_1, generation_2, *_ = (*copy.usable_keys().pin_generations, 0, 0)
-    rows = np.zeros(len(at), layouts.REDEEM_ITEM.dtype)
-    rows["mall"] = [attempts.mall_ids[n] for n in at]
-    rows["store"] = [attempts.store_ids[n] for n in at]
-    rows["terminal"] = [attempts.terminal_ids[n] for n in at]
+    rows = np.zeros(len(at), _ITEM.dtype)
+    rows["uid"] = np.frombuffer(opened.uids, "V8")
+    rows["mall"], rows["store"], rows["terminal"] = terminals
     rows["version"] = opened.versions
     rows["stale"] = opened.stale
     rows["pin_1"] = rows["pin_2"] = NO_PIN
-    if not attempts.dry:
-        rows["generation_1"], rows["generation_2"] = generation_1, generation_2
     rows["proof"] = RedeemVerdict.PROOF_REQUIRED.number
     rows["place"] = places
-    rows["closed"] = [standing.closed for standing in standings]
-    rows["window"] = [standing.window for standing in standings]
+    rows["closed"] = standings["closed"]
+    rows["window"] = standings["window"]
     rows["bucket"] = buckets
     rows["dry"] = attempts.dry
+    if attempts.request_ids is not None:
+        rows["generation_1"], rows["generation_2"], *_ = (*copy.usable_keys().pin_generations, 0, 0)
+        ids = attempts.request_ids.take(at)
+        requests = terminal_digests(terminals, "redeem", ids.buffer, ids.starts, ids.ends)
+        rows["request"] = np.frombuffer(requests, "V12")
+        rows["body"] = np.frombuffer(uid_digests(opened.uids, []), "V8")
     return rows
 
 
-def _packed(
-    attempts: Attempts,
-    opened: _Opened,
-    rows: npt.NDArray[np.void],
-    proof_digests: Mapping[int, bytes],
-    prepared: list[Attempt | None],
-) -> list[Attempt | None]:
-    tails: list[bytes] = []
-    requests: list[bytes] = []
-    bodies: list[bytes] = []
-    for row, uid in zip(opened.rows, opened.uids, strict=True):
-        lines = attempts.lines.get(row, ())
-        actor = attempts.actors[row].encode()
-        tails.append(
-            b"".join(layouts.WANTED.pack(line.sku_id, line.count) for line in lines) + actor
-            if lines
-            else actor
-        )
-        if attempts.dry:
-            continue
-        terminal = f"terminal:{attempts.mall_ids[row]}:{attempts.store_ids[row]}:{attempts.terminal_ids[row]}"
-        requests.append(request_digest(terminal, "redeem", attempts.request_ids[row]))
-        bodies.append(body_digest(uid, sorted((line.sku_id, line.count) for line in lines)))
-    rows["uid"] = np.frombuffer(b"".join(opened.uids), "V8")
-    rows["actor_len"] = [len(attempts.actors[row].encode()) for row in opened.rows]
+def _judge_factors(
+    copy: Copy, attempts: Attempts, opened: _Opened, rows: npt.NDArray[np.void], now_ms: int
+) -> None:
+    """Put into the rows what PINs and proof tokens say."""
+    keys = copy.usable_keys()
+    for n, (row, version) in enumerate(zip(opened.rows.tolist(), opened.versions.tolist(), strict=True)):
+        if pin := version == Version.STATIC and attempts.pins.get(row):
+            rows["pin_1"][n], rows["pin_2"][n] = _judge_pin(keys, opened.uid(n), pin)
+        elif token := version == Version.VALUABLE and attempts.proof_tokens.get(row):
+            finding, digest, method = _judge_proof(copy, opened.uid(n), token, now_ms)
+            rows["proof"][n], rows["proof_method"][n] = finding, method
+            if digest:
+                rows["proof_digest"][n] = np.void(digest)
+
+
+def _packed(attempts: Attempts, opened: _Opened, rows: npt.NDArray[np.void]) -> list[Attempt]:
+    actors = attempts.actors.take(opened.rows)
+    rows["actor_len"] = actors.ends - actors.starts
+    wanted: dict[int, bytes] = {}
     if attempts.lines:
-        rows["n_lines"] = [len(attempts.lines.get(row, ())) for row in opened.rows]
-    if not attempts.dry:
-        rows["request"] = np.frombuffer(b"".join(requests), "V12")
-        rows["body"] = np.frombuffer(b"".join(bodies), "V8")
-    packed, size = rows.tobytes(), layouts.REDEEM_ITEM.size
-    for n, (row, uid, tail) in enumerate(zip(opened.rows, opened.uids, tails, strict=True)):
-        prepared[row] = Attempt(
-            uid,
-            _NOBODY if attempts.dry else requests[n],
-            attempts.mall_ids[row],
-            attempts.store_ids[row],
-            packed[n * size : (n + 1) * size] + tail,
-            proof_digests.get(row, b""),
-        )
-    return prepared
+        for n, row in enumerate(opened.rows.tolist()):
+            if lines := attempts.lines.get(row):
+                wanted[n] = b"".join(layouts.WANTED.pack(line.sku_id, line.count) for line in lines)
+                rows["n_lines"][n] = len(lines)
+                if not attempts.dry:
+                    pairs = sorted((line.sku_id, line.count) for line in lines)
+                    rows["body"][n] = np.void(body_digest(opened.uid(n), pairs))
+    packed = join_rows(rows.tobytes(), _ITEM.size, actors.buffer, actors.starts, actors.ends)
+    for n, lines_wanted in wanted.items():
+        packed[n] = packed[n][: _ITEM.size] + lines_wanted + packed[n][_ITEM.size :]
+    return packed

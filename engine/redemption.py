@@ -79,7 +79,7 @@ def redeem_answer(
     """The answer of redeem to an attempt: with what only the set-up knows, the store's name and its next pickup window."""
     if attempt is None or facts is None:
         return RedeemAnswer(RedeemVerdict.INVALID_CODE)
-    return _named(deployment, copy, state.answer_of(attempt.uid, facts))
+    return _named(deployment, copy, state.answer_of(state.uid_of(attempt), facts))
 
 
 def _named(deployment: Deployment, copy: Copy, answer: RedeemAnswer) -> RedeemAnswer:

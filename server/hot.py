@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from engine import attempts, limits, redemption
-from engine.attempts import Attempts
+from engine.attempts import Attempts, Texts
 from engine.calls import InspectRequest, RedeemRequest
 from engine.claims import partition_of
 from engine.control import Copy
@@ -24,7 +24,8 @@ from engine.deployment import Deployment
 from engine.errors import PickgateError
 from engine.state import attempts as state
 from engine.state.attempts import Attempt, Facts
-from ext.messages import Scanned, Shape, scan_batch
+from ext.codec import pack
+from ext.lane import Answers, Scanned, Shape, scan_batch
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from server import bounds, roles, translate, written
 from server.batches import Outcome, Sorted
@@ -63,25 +64,24 @@ def _granted(found: Scanned, grants: Sequence[Grant | None]) -> npt.NDArray[np.b
     return granted
 
 
-def _actor(given: Grant | None) -> str:
-    return given.actor if given else ""
+def _actor(given: Grant | None) -> bytes:
+    return given.actor.encode() if given else b""
 
 
-class _Asked(NamedTuple):
-    """An attempt with what its answer needs."""
-
-    attempt: Attempt
-    request_id: bytes
-    """Empty to inspect."""
-    store_id: int
-    """Of the terminal: times in sentences are its store's."""
+_Asked: TypeAlias = tuple[Attempt, bytes]
+"""An attempt, and the request id that its answer repeats; empty to inspect."""
 
 
 class _Verb:
     """What redeem and inspect have in common."""
 
+    _changes: ClassVar[bool]
+    """Whether it has request ids."""
+    _answers: ClassVar[Answers]
+
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
+        self._stores = written.Stores({})
 
     # --- sort -------------------------------------------------------------------------------------------------
     def sort(self, batch: Sequence[bytes], grants: Sequence[Grant | None] = ()) -> list[Sorted | Outcome]:
@@ -96,7 +96,7 @@ class _Verb:
         if at:
             columns = self._scanned([batch[n] for n in at], found, at)
             if grants:
-                columns = replace(columns, actors=[_actor(grants[n]) for n in at])
+                columns = replace(columns, actors=Texts.of([_actor(grants[n]) for n in at]))
             self._prepare(columns, at, results)
         if len(at) < len(batch):
             self._sort_others(batch, grants, np.flatnonzero(~plain).tolist(), results)
@@ -123,13 +123,16 @@ class _Verb:
 
     def _prepare(self, columns: Attempts, at: Sequence[int], results: list[Sorted | Outcome]) -> None:
         connection = self._deployment.connection
-        for row, (n, attempt) in enumerate(zip(at, attempts.prepare(self._deployment, columns), strict=True)):
-            request_id = columns.request_ids[row].encode() if columns.request_ids else b""
+        owner_of, several = connection.owner_of, connection.owners > 1
+        prepared = attempts.prepare(self._deployment, columns)
+        ids = columns.request_ids
+        request_ids = [b""] * len(prepared) if ids is None else ids.each()
+        for n, attempt, request_id in zip(at, prepared, request_ids, strict=True):
             if attempt is None:
                 results[n] = self._invalid(request_id)
             else:
-                asked = _Asked(attempt, request_id, columns.store_ids[row])
-                results[n] = Sorted(connection.owner_of(partition_of(attempt.uid)), asked)
+                owner = owner_of(partition_of(attempt)) if several else 0
+                results[n] = Sorted(owner, (attempt, request_id))
 
     def _plain(self, found: Scanned) -> npt.NDArray[np.bool_]:
         """Rows that server.translate would take as they are, all but their codes checked."""
@@ -165,52 +168,54 @@ class _Verb:
         raise NotImplementedError
 
     def _scanned(self, batch: Sequence[bytes], found: Scanned, at: Sequence[int]) -> Attempts:
-        mall_ids, store_ids, terminal_ids = found.numbers[:3, at].astype(np.int64).tolist()
+        wire, offsets = pack(batch)
+        begins = offsets[:-1].astype(np.int64)
+
+        def texts(column: int) -> Texts:
+            return Texts(wire, begins + found.starts[column, at], begins + found.ends[column, at])
+
         return Attempts(
-            mall_ids,
-            store_ids,
-            terminal_ids,
-            self._texts(batch, found, at, _CODE),
+            found.numbers[:3, at].astype(np.uint32),
+            texts(_CODE),
             found.numbers[3:, at],
-            *self._rest(batch, found, at),
+            texts(_REQUEST_ID) if self._changes else None,
+            texts(_ACTOR),
         )
-
-    @staticmethod
-    def _texts(batch: Sequence[bytes], found: Scanned, at: Sequence[int], column: int) -> list[bytes]:
-        spans = zip(batch, found.starts[column, at].tolist(), found.ends[column, at].tolist(), strict=True)
-        return [message[start:end] for message, start, end in spans]
-
-    def _rest(self, batch: Sequence[bytes], found: Scanned, at: Sequence[int]) -> tuple[Any, ...]:
-        """The columns of Attempts from request_ids on."""
-        raise NotImplementedError
 
     # --- decide -----------------------------------------------------------------------------------------------
     def begin(self, owner: int, batch: Sequence[_Asked]) -> _Work:
         """See server.batches.Method."""
         return _Work(self, self._deployment, batch)
 
-    def written(self, copy: Copy, asked: _Asked, facts: Facts | PickgateError) -> Outcome:
-        """The answer of one attempt."""
-        if isinstance(facts, PickgateError):
-            return facts
+    def written(
+        self, copy: Copy, batch: Sequence[_Asked], replies: Sequence[bytes | PickgateError]
+    ) -> Iterator[Outcome]:
+        """The answers of attempts: at once where that can be, else one by one."""
+        tried = [attempt for attempt, _ in batch]
+        request_ids = [request_id for _, request_id in batch] if self._changes else ()
+        stores = self._stores
+        if stores.stores is not copy.stores:
+            stores = self._stores = written.Stores(copy.stores)
+        quick = self._answers.write(replies, tried, request_ids, stores)
+        for asked, reply, answer in zip(batch, replies, quick, strict=True):
+            yield self._written_slowly(copy, asked, reply) if answer is None else answer
+
+    def _written_slowly(self, copy: Copy, asked: _Asked, reply: bytes | PickgateError) -> Outcome:
         try:
-            store = copy.stores.get(facts.store_id)
-            quick = self._write(asked, facts, store.name if store else "")
-            return self._write_slowly(copy, asked, facts) if quick is None else quick
+            facts = state.facts_of(reply)
+            return facts if isinstance(facts, PickgateError) else self._write(copy, asked, facts)
         except Exception as error:
             return error
 
     def _time_zone(self, copy: Copy, asked: _Asked) -> str:
-        store = copy.stores.get(asked.store_id)
+        """Times in sentences are those of the terminal's store."""
+        store = copy.stores.get(state.store_of(asked[0]))
         return translate.TIME_ZONE_DEFAULT if store is None else store.time_zone
 
     def _invalid(self, request_id: bytes) -> bytes:
         raise NotImplementedError
 
-    def _write(self, asked: _Asked, facts: Facts, store_name: str) -> bytes | None:
-        raise NotImplementedError
-
-    def _write_slowly(self, copy: Copy, asked: _Asked, facts: Facts) -> bytes:
+    def _write(self, copy: Copy, asked: _Asked, facts: Facts) -> bytes:
         raise NotImplementedError
 
 
@@ -221,19 +226,21 @@ class _Work:
         self._verb, self._batch, self._connection = verb, batch, deployment.connection
         # Taken now: once it is decided, nothing may stand between the callers and their answers.
         self._copy = deployment.control.copy()
-        self._packed = state.pack(self._connection, [asked.attempt for asked in batch])
+        self._packed = state.pack(self._connection, [attempt for attempt, _ in batch])
         self._replies: Sequence[Any] = ()
 
     def wait(self) -> None:
         self._replies = self._connection.exchange(self._packed.packed)
 
     def outcomes(self) -> Iterator[Outcome]:
-        for asked, facts in zip(self._batch, state.unpack(self._packed, self._replies), strict=True):
-            yield self._verb.written(self._copy, asked, facts)
+        return self._verb.written(self._copy, self._batch, state.unpack(self._packed, self._replies))
 
 
 class Redeem(_Verb):
     """RedemptionService.Redeem."""
+
+    _changes = True
+    _answers = written.REDEEM
 
     def _read(self, data: bytes, given: Grant | None) -> RedeemRequest:
         message = translate.parse(redemption_pb.RedeemRequest, data, limits.MESSAGE_BYTES_MAX)
@@ -254,26 +261,21 @@ class Redeem(_Verb):
         )
         return plain
 
-    def _rest(self, batch: Sequence[bytes], found: Scanned, at: Sequence[int]) -> tuple[Any, ...]:
-        return (
-            [text.decode("ascii") for text in self._texts(batch, found, at, _REQUEST_ID)],
-            [text.decode("ascii") for text in self._texts(batch, found, at, _ACTOR)],
-        )
-
     def _invalid(self, request_id: bytes) -> bytes:
         return written.invalid_redemption(request_id)
 
-    def _write(self, asked: _Asked, facts: Facts, store_name: str) -> bytes | None:
-        return written.redemption(asked.request_id, asked.attempt, facts, store_name)
-
-    def _write_slowly(self, copy: Copy, asked: _Asked, facts: Facts) -> bytes:
-        answer = redemption.redeem_answer(self._deployment, copy, asked.attempt, facts)
-        response = translate.redeem_response(asked.request_id.decode(), answer, self._time_zone(copy, asked))
+    def _write(self, copy: Copy, asked: _Asked, facts: Facts) -> bytes:
+        attempt, request_id = asked
+        answer = redemption.redeem_answer(self._deployment, copy, attempt, facts)
+        response = translate.redeem_response(request_id.decode(), answer, self._time_zone(copy, asked))
         return response.SerializeToString()
 
 
 class Inspect(_Verb):
     """RedemptionService.Inspect."""
+
+    _changes = False
+    _answers = written.INSPECT
 
     def _read(self, data: bytes, given: Grant | None) -> InspectRequest:
         message = translate.parse(redemption_pb.InspectRequest, data, limits.MESSAGE_BYTES_MAX)
@@ -286,15 +288,9 @@ class Inspect(_Verb):
     def _texts_plain(self, found: Scanned) -> npt.NDArray[np.bool_]:
         return found.plain
 
-    def _rest(self, batch: Sequence[bytes], found: Scanned, at: Sequence[int]) -> tuple[Any, ...]:
-        return (), [""] * len(batch)
-
     def _invalid(self, request_id: bytes) -> bytes:
         return written.INVALID_INSPECTION
 
-    def _write(self, asked: _Asked, facts: Facts, store_name: str) -> bytes | None:
-        return written.inspection(asked.attempt, facts, store_name)
-
-    def _write_slowly(self, copy: Copy, asked: _Asked, facts: Facts) -> bytes:
-        answer = redemption.inspect_answer(self._deployment, copy, asked.attempt, facts)
+    def _write(self, copy: Copy, asked: _Asked, facts: Facts) -> bytes:
+        answer = redemption.inspect_answer(self._deployment, copy, asked[0], facts)
         return translate.inspect_response(answer, self._time_zone(copy, asked)).SerializeToString()

@@ -2,46 +2,60 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from engine import limits
 from engine.calls import RedeemAnswer
-from engine.claims import EventId, partition_of
+from engine.claims import UID_BYTES, EventId, partition_of
 from engine.errors import NoActiveKey, PickgateError
-from engine.state import layouts, scripts
-from engine.state.batch import Keys
+from engine.state import keys, layouts, scripts
 from engine.state.codes import forget_minute, reused, too_many_changes
-from engine.state.connection import Call, Connection, Packed
+from engine.state.connection import Connection, Packed
 from engine.state.events import unpack_lines
 from engine.verdict import RedeemVerdict
+from ext.lane import Pointers, group_rows, script_call
 
 NO_PIN: Final = 255
 """In place of the PIN generations: no PIN was given."""
 
-_UID_END: Final = layouts.REDEEM_ITEM.at("record_key")
-_KEYS_END: Final = layouts.REDEEM_ITEM.at("request")
-_KEYS: Final = struct.Struct(">5H")
-_NO_PROOF_KEY: Final = 1
-"""Place of some key: a script that burns no proof never looks at it."""
+_ITEM: Final = layouts.REDEEM_ITEM
+_POINTERS: Final = Pointers(
+    _ITEM.size,
+    keys.BUCKET_MASK,
+    [
+        (_ITEM.at("record_key"), "bucket", _ITEM.at("uid") + UID_BYTES - 4, keys.RECORDS),
+        (_ITEM.at("answer_key"), "bucket", _ITEM.at("request"), keys.ANSWERS),
+        # Under the code's partition even when the terminal's store lies in another: then it is the wrong store, which is found
+        # before any stock is looked at.
+        (_ITEM.at("stock_key"), "pair", _ITEM.at("mall"), keys.STOCK),
+        (_ITEM.at("due_key"), "number", 0, keys.DUE),
+        # A script that burns no proof never looks at this key.
+        (_ITEM.at("proof_key"), "bucket?", _ITEM.at("proof_digest"), keys.ANSWERS),
+    ],
+)
+"""Which keys an attempt names: those of PartitionKeys.record, answers, stock and due."""
+_STORE: Final = slice(_ITEM.at("store"), _ITEM.at("store") + 4)
 _ANSWER: Final = layouts.REDEEM_ANSWER.struct
 _ANSWER_END: Final = 1 + layouts.REDEEM_ANSWER.size
 _REMEMBERED, _REUSED, _TOO_MANY, _NO_KEY = b"R"[0], b"X"[0], b"M"[0], b"K"[0]
 
+Attempt: TypeAlias = bytes
+"""One try to redeem or inspect, as lua/redeem.lua wants it: a layouts.REDEEM_ITEM with what stands behind it.
 
-class Attempt(NamedTuple):
-    """One try to redeem or inspect, as lua/redeem.lua wants it, but for the places of its keys, which its batch decides."""
+It begins with the uid. The places of keys in it say nothing: its batch decides them. To inspect, the request's digest is zeros; the
+proof's digest is zeros unless a good proof is used up.
+"""
 
-    uid: bytes
-    request: bytes
-    """Digest of the request id; zeros to inspect."""
-    mall_id: int
-    store_id: int
-    row: bytes
-    """A layouts.REDEEM_ITEM with what stands behind it; the places of keys in it say nothing."""
-    proof_digest: bytes = b""
-    """Of a good proof, which this redemption uses up."""
+
+def uid_of(attempt: Attempt) -> bytes:
+    """The code that an attempt is about."""
+    return attempt[:UID_BYTES]
+
+
+def store_of(attempt: Attempt) -> int:
+    """The store whose terminal makes an attempt."""
+    return int.from_bytes(attempt[_STORE], "big")
 
 
 class Facts(NamedTuple):
@@ -89,21 +103,23 @@ class Batch(NamedTuple):
 def pack(connection: Connection, attempts: Sequence[Attempt]) -> Batch:
     """Pack attempts, at most limits.WRITE_ITEMS_MAX: one call for each partition. Those of one partition keep their order."""
     forget = forget_minute(connection)
-    groups: dict[int, list[int]] = {}
-    for n, attempt in enumerate(attempts):
-        groups.setdefault(partition_of(attempt.uid), []).append(n)
-    calls: list[Call] = []
-    members: list[list[int]] = []
-    for partition, group in groups.items():
-        for start in range(0, len(group), limits.BATCH_MAX):
-            chunk = group[start : start + limits.BATCH_MAX]
-            calls.append(_call(connection, partition, forget, [attempts[n] for n in chunk]))
-            members.append(chunk)
-    return Batch(connection.pack(calls), members, len(attempts))
+    head = connection.head()
+    groups = group_rows(attempts, limits.BATCH_MAX)
+    commands: list[bytes] = []
+    for partition, group in groups:
+        names = connection.partitions[partition]
+        rows = attempts if len(group) == len(attempts) else [attempts[n] for n in group]
+        commands.append(
+            script_call(_POINTERS, scripts.REDEEM.sha.encode(), names.prefix, names.own, forget, head, rows)
+        )
+    packed = connection.packed(scripts.REDEEM, [partition for partition, _ in groups], commands)
+    return Batch(packed, [group for _, group in groups], len(attempts))
 
 
-def unpack(batch: Batch, outcomes: Sequence[Any | PickgateError]) -> list[Facts | PickgateError]:
-    """What the store answered to each attempt, in order. outcomes: of Connection.exchange."""
+def unpack(batch: Batch, outcomes: Sequence[Any | PickgateError]) -> list[bytes | PickgateError]:
+    """What the store answered to each attempt, in order: for `facts_of`. outcomes: of Connection.exchange."""
+    if len(batch.members) == 1 and not isinstance(outcomes[0], PickgateError):
+        return list(outcomes[0])
     found: list[Any] = [None] * batch.size
     for chunk, replies in zip(batch.members, outcomes, strict=True):
         if isinstance(replies, PickgateError):
@@ -111,7 +127,7 @@ def unpack(batch: Batch, outcomes: Sequence[Any | PickgateError]) -> list[Facts 
                 found[n] = replies
         else:
             for n, reply in zip(chunk, replies, strict=True):
-                found[n] = _facts(reply)
+                found[n] = reply
     return found
 
 
@@ -120,31 +136,13 @@ def run(connection: Connection, attempts: Sequence[Attempt]) -> list[Facts | Pic
     if not attempts:
         return []
     batch = pack(connection, attempts)
-    return unpack(batch, connection.exchange(batch.packed))
+    return [facts_of(reply) for reply in unpack(batch, connection.exchange(batch.packed))]
 
 
-def _call(connection: Connection, partition: int, forget: int, attempts: Sequence[Attempt]) -> Call:
-    """One call of one partition."""
-    names = connection.partitions[partition]
-    keys = Keys(names.own)
-    place_of = keys.index
-    due_key = place_of(names.due(forget))
-    args = []
-    for uid, request, mall_id, store_id, row, proof_digest in attempts:
-        places = _KEYS.pack(
-            place_of(names.record(uid)),
-            place_of(names.answers(request)),
-            # Under the code's partition even when the terminal's store lies in another: then it is the wrong store, which
-            # is found before any stock is looked at.
-            place_of(names.stock(mall_id, store_id)),
-            due_key,
-            place_of(names.answers(proof_digest)) if proof_digest else _NO_PROOF_KEY,
-        )
-        args.append(row[:_UID_END] + places + row[_KEYS_END:])
-    return Call(scripts.REDEEM, keys.names, args)
-
-
-def _facts(reply: bytes) -> Facts | PickgateError:
+def facts_of(reply: bytes | PickgateError) -> Facts | PickgateError:
+    """What an answer of the script says; an error as it is."""
+    if isinstance(reply, PickgateError):
+        return reply
     kind = reply[0]
     if kind == _REUSED:
         return reused("redemption")

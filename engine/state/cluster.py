@@ -46,7 +46,7 @@ from redis.retry import Retry
 
 from engine import limits
 from engine.errors import ConfigError, PickgateError, SetupError, StoreUnavailable
-from engine.state import store_url
+from engine.state import scripts, store_url
 from engine.state.connection import (
     Borrowed,
     Call,
@@ -663,6 +663,12 @@ class Cluster(Connection):
         """As Connection.pack."""
         packed = super().pack(calls)
         return _Routed(packed.scripts, packed.commands, [self._slot_of_key(call.keys[0]) for call in calls])
+
+    def packed(self, script: scripts.Script, partitions: Sequence[int], commands: Sequence[bytes]) -> Packed:
+        """As Connection.packed."""
+        packed = super().packed(script, partitions, commands)
+        slots = [slot_of(self.partitions[partition].tag) for partition in partitions]
+        return _Routed(packed.scripts, packed.commands, slots)
 
     def _outcomes(self, packed: Packed) -> list[Any]:
         assert isinstance(packed, _Routed)

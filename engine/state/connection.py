@@ -323,17 +323,31 @@ class Connection:
 
         now_ms and the clock switch are put in front of each call's arguments here, so all calls of a batch agree on the time.
         """
-        head = (self.now_ms(), int(self.clock_compared))
+        head = self.head()
         commands = [
             command_bytes(("EVALSHA", call.script.sha, len(call.keys), *call.keys, *head, *call.args))
             for call in calls
         ]
+        return self._packed([call.script for call in calls], commands)
+
+    def packed(self, script: scripts.Script, partitions: Sequence[int], commands: Sequence[bytes]) -> Packed:
+        """As `pack`, for calls of one script that are written already, each with `head` in front of its arguments.
+
+        partitions: whose keys each of them has.
+        """
+        return self._packed([script] * len(commands), list(commands))
+
+    def head(self) -> tuple[bytes, bytes]:
+        """What stands in front of the arguments of every call of a batch: the time and the clock switch."""
+        return b"%d" % self.now_ms(), b"%d" % self.clock_compared
+
+    def _packed(self, called: Sequence[scripts.Script], commands: list[bytes]) -> Packed:
         if self.durability is Durability.REPLICATED:
             # WAIT first: what a replica acknowledges in answer to a first question is what it had synced before it read
             # the batch, and its next acknowledgement comes by itself a second later. By the second question it has synced.
             commands.append(command_bytes(("WAIT", self.replicas, limits.REPLICATION_TIMEOUT_MS)))
             commands.append(command_bytes(("WAITAOF", 1, self.replicas, limits.REPLICATION_TIMEOUT_MS)))
-        return Packed([call.script for call in calls], commands)
+        return Packed(called, commands)
 
     def exchange(self, packed: Packed) -> list[Any | PickgateError]:
         """Send what was packed, in one write, and wait for the outcomes, as `run`. Never raises."""

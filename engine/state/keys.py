@@ -37,8 +37,13 @@ from engine import limits
 SLOTS: Final = 16_384
 """Hash slots of a cluster (Redis cluster specification, 'Key distribution model')."""
 
-_BUCKET_MASK: Final = limits.BUCKETS_PER_PARTITION - 1
 CONTROL_TAG: Final = b"ctl"
+BUCKET_MASK: Final = limits.BUCKETS_PER_PARTITION - 1
+RECORDS: Final = b"c"
+ANSWERS: Final = b"q"
+STOCK: Final = b"s"
+DUE: Final = b"x"
+"""What follows the tag of the keys that kernels name (ext.script_calls)."""
 
 
 def slot_of(tag: bytes) -> int:
@@ -82,6 +87,7 @@ class PartitionKeys:
         "events",
         "evidence",
         "meta",
+        "prefix",
         "reviews",
         "tag",
         "transit",
@@ -89,7 +95,7 @@ class PartitionKeys:
 
     def __init__(self, tag: bytes) -> None:
         self.tag = tag
-        prefix = b"{" + tag + b"}"
+        self.prefix = prefix = b"{" + tag + b"}"
         self.meta = prefix + b"m"
         self.events = prefix + b"e"
         self.attempts = prefix + b"a"
@@ -97,12 +103,12 @@ class PartitionKeys:
         self.evidence = prefix + b"v"
         self.reviews = prefix + b"w"
         self.transit = prefix + b"t"
-        self._c = prefix + b"c"
-        self._q = prefix + b"q"
+        self._c = prefix + RECORDS
+        self._q = prefix + ANSWERS
         self._r = prefix + b"r"
-        self._s = prefix + b"s"
+        self._s = prefix + STOCK
         self._k = prefix + b"k"
-        self._x = prefix + b"x"
+        self._x = prefix + DUE
 
     @property
     def own(self) -> tuple[bytes, ...]:
@@ -111,11 +117,11 @@ class PartitionKeys:
 
     def record(self, uid: bytes) -> bytes:
         """Hash bucket that holds the record of `uid`, chosen by its low (pseudo-random) bits."""
-        return self._c + b"%x" % (int.from_bytes(uid[-4:], "big") & _BUCKET_MASK)
+        return self._c + b"%x" % (int.from_bytes(uid[-4:], "big") & BUCKET_MASK)
 
     def answers(self, digest: bytes) -> bytes:
         """Hash bucket that holds the remembered answer of a request digest."""
-        return self._q + b"%x" % (int.from_bytes(digest[:4], "big") & _BUCKET_MASK)
+        return self._q + b"%x" % (int.from_bytes(digest[:4], "big") & BUCKET_MASK)
 
     def stock(self, mall_id: int, store_id: int) -> bytes:
         """Stock hash of one mall at one store."""
@@ -131,7 +137,7 @@ class PartitionKeys:
 
     def register(self, digest: bytes, day: int) -> bytes:
         """Bucket of the register of request ids, of one day since 1970."""
-        return self._r + b"%d:%x" % (day, int.from_bytes(digest[:4], "big") & _BUCKET_MASK)
+        return self._r + b"%d:%x" % (day, int.from_bytes(digest[:4], "big") & BUCKET_MASK)
 
     def due(self, minute: int) -> bytes:
         """Due index of one minute since 1970."""

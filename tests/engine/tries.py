@@ -26,4 +26,4 @@ def packed(
         *(uid, 0, 0, 0, 0, 0, request, body, mall_id, store_id, 7, version, 0, *pin, *pin_generations),
         *(RedeemVerdict.PROOF_REQUIRED.number, 0, 0, 0, distance_bucket, 0, bytes(12), 0, 0, len(actor)),
     )
-    return Attempt(uid, request, mall_id, store_id, row + actor)
+    return row + actor

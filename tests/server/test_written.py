@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from engine import redemption
 from engine.control import Copy
 from engine.deployment import Deployment
-from engine.state.attempts import Attempt, Facts
-from engine.state.layouts import LINE
+from engine.state.attempts import Facts, facts_of
+from engine.state.layouts import LINE, REDEEM_ANSWER
 from engine.verdict import InspectVerdict, RedeemVerdict
 from server import translate, written
 
@@ -26,27 +26,27 @@ NAMES = st.text(max_size=12)
 
 
 @st.composite
-def facts(draw: st.DrawFn, verdicts: list[int]) -> Facts:
-    lines = draw(LINES)
-    return Facts(
-        verdict=draw(st.sampled_from(verdicts)),
-        at_ms=draw(st.integers(0, 2**42)),
-        epoch=draw(IDS),
-        seq=draw(st.integers(0, 2**48 - 1)),
-        terminal_id=draw(IDS),
-        tries_left=draw(BYTES),
-        sku_id=draw(IDS),
-        store_id=draw(st.sampled_from([0, 2001])),
-        cycle=draw(BYTES),
-        flavour=draw(st.sampled_from([0, 0x11, 0x21, 0x32])),
-        flags=draw(BYTES),
-        expires_at_s=draw(IDS),
-        distance_bucket=draw(BYTES),
-        n_lines=len(lines),
-        lines=b"".join(lines),
-        order_id=draw(NAMES).encode(),
-        remembered=draw(st.booleans()),
+def replies(draw: st.DrawFn, verdicts: list[int]) -> bytes:
+    """What the script may answer, as engine.state.attempts.facts_of reads it."""
+    lines, order_id = draw(LINES), draw(NAMES).encode()
+    facts = REDEEM_ANSWER.pack(
+        draw(st.sampled_from(verdicts)),
+        draw(st.integers(0, 2**42)).to_bytes(6, "big"),
+        draw(IDS),
+        draw(st.integers(0, 2**48 - 1)).to_bytes(6, "big"),
+        draw(IDS),
+        draw(BYTES),
+        draw(IDS),
+        draw(st.sampled_from([0, 2001])),
+        draw(BYTES),
+        draw(st.sampled_from([0, 0x11, 0x21, 0x32])),
+        draw(BYTES),
+        draw(IDS),
+        draw(BYTES),
+        len(lines),
+        len(order_id),
     )
+    return draw(st.sampled_from([b"A", b"R"])) + facts + b"".join(lines) + order_id
 
 
 def standing(name: str) -> tuple[Deployment, Copy]:
@@ -62,25 +62,29 @@ REDEEM = [verdict.number for verdict in RedeemVerdict if verdict is not RedeemVe
 INSPECT = [verdict.number for verdict in InspectVerdict if verdict is not InspectVerdict.OUTSIDE_WINDOW]
 
 
+def told(reply: bytes) -> Facts:
+    facts = facts_of(reply)
+    assert isinstance(facts, Facts)
+    return facts
+
+
 @settings(max_examples=400, deadline=None)
-@given(facts(REDEEM), st.binary(min_size=8, max_size=8), st.text(min_size=8, max_size=64), NAMES)
-def test_redemptions(found: Facts, uid: bytes, request_id: str, name: str) -> None:
-    attempt = Attempt(uid, bytes(12), 1, 2001, b"")
-    store_name = name if found.store_id else ""
-    quick = written.redemption(request_id.encode(), attempt, found, store_name)
-    answer = redemption.redeem_answer(*standing(name), attempt, found)
+@given(replies(REDEEM), st.binary(min_size=8, max_size=8), st.text(min_size=8, max_size=64), NAMES)
+def test_redemptions(reply: bytes, uid: bytes, request_id: str, name: str) -> None:
+    deployment, copy = standing(name)
+    [quick] = written.REDEEM.write([reply], [uid], [request_id.encode()], written.Stores(copy.stores))
+    answer = redemption.redeem_answer(deployment, copy, uid, told(reply))
     whole = translate.redeem_response(request_id, answer).SerializeToString()
     named = "{" in answer.verdict.answer.zh + answer.verdict.answer.en
     assert quick == (None if named else whole)
 
 
 @settings(max_examples=400, deadline=None)
-@given(facts(INSPECT), st.binary(min_size=8, max_size=8), NAMES)
-def test_inspections(found: Facts, uid: bytes, name: str) -> None:
-    attempt = Attempt(uid, bytes(12), 1, 2001, b"")
-    store_name = name if found.store_id else ""
-    quick = written.inspection(attempt, found, store_name)
-    answer = redemption.inspect_answer(*standing(name), attempt, found)
+@given(replies(INSPECT), st.binary(min_size=8, max_size=8), NAMES)
+def test_inspections(reply: bytes, uid: bytes, name: str) -> None:
+    deployment, copy = standing(name)
+    [quick] = written.INSPECT.write([reply], [uid], [], written.Stores(copy.stores))
+    answer = redemption.inspect_answer(deployment, copy, uid, told(reply))
     whole = translate.inspect_response(answer).SerializeToString()
     named = "{" in answer.verdict.answer.zh + answer.verdict.answer.en
     assert quick == (None if named else whole)
@@ -99,9 +103,8 @@ def test_codes_that_are_not_genuine() -> None:
 
 def test_the_verdicts_of_most_calls_are_written_quickly() -> None:
     """Above all the one that thousands of terminals get at once; and what a flood of forgeries gets."""
-    found = Facts(1, 1, 1, 1, 7, 0, 0, 2001, 0, 0x21, 0, 1, 255, 0, b"", b"", False)
-    attempt = Attempt(bytes(8), bytes(12), 1, 2001, b"")
     for verdict in (RedeemVerdict.REDEEMED, RedeemVerdict.STALE_CODE, RedeemVerdict.UNKNOWN_CODE):
-        assert (
-            written.redemption(b"request-1", attempt, found._replace(verdict=verdict.number), "") is not None
-        )
+        zeros = [bytes(6) if name in ("at", "seq") else 0 for name in REDEEM_ANSWER.names[1:]]
+        reply = b"A" + REDEEM_ANSWER.pack(verdict.number, *zeros)
+        [quick] = written.REDEEM.write([reply], [bytes(8)], [b"request-1"], written.Stores({}))
+        assert quick is not None

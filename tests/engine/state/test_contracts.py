@@ -7,6 +7,7 @@ from enum import Enum
 from importlib import resources
 from typing import Any, Final
 
+import hiredis
 import pytest
 
 from engine import expiry, issuance, limits, redemption, stock, verdict
@@ -14,7 +15,7 @@ from engine.calls import InspectRequest, RedeemRequest, RenderRequest, StockChan
 from engine.claims import Channel, Decision, Line, State, Terminal, Tier, TransferStep, Version
 from engine.policies import Policy, Tiers
 from engine.state import layouts, scripts, sightings, snapshot
-from engine.state.connection import Call, Connection
+from engine.state.connection import Call, Connection, Packed
 from engine.state.events import EventType
 from engine.state.streams import START, Streams
 from engine.stores import Mall
@@ -293,15 +294,22 @@ def test_both_sides_mean_the_same_bytes(name: str, shop: Shop) -> None:
 # --- what is really sent ------------------------------------------------------------------------------------------
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """Every script call that goes out, recorded on its way."""
+    """Every script call that goes out, read again from the bytes that the store gets."""
     calls: list[Call] = []
-    pack = Connection.pack
+    exchange = Connection.exchange
 
-    def recording(connection: Connection, batch: Any) -> Any:
-        calls.extend(batch)
-        return pack(connection, batch)
+    def recording(connection: Connection, packed: Packed) -> Any:
+        for script, command in zip(packed.scripts, packed.commands, strict=False):
+            reader = hiredis.Reader()
+            reader.feed(command)
+            verb, sha, count, *rest = reader.gets()
+            assert (verb, sha.decode()) == (b"EVALSHA", script.sha)
+            keys, arguments = rest[: int(count)], rest[int(count) :]
+            assert arguments[:2] == [b"%d" % connection.now_ms(), b"0"]
+            calls.append(Call(script, keys, arguments[2:]))
+        return exchange(connection, packed)
 
-    monkeypatch.setattr(Connection, "pack", recording)
+    monkeypatch.setattr(Connection, "exchange", recording)
     return calls
 
 

@@ -1,0 +1,1 @@
+"""Rows of bytes into script calls; nothing of it is for cimport."""
