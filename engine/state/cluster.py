@@ -667,7 +667,7 @@ class Cluster(Connection):
     def packed(self, script: scripts.Script, partitions: Sequence[int], commands: Sequence[bytes]) -> Packed:
         """As Connection.packed."""
         packed = super().packed(script, partitions, commands)
-        slots = [slot_of(self.partitions[partition].tag) for partition in partitions]
+        slots = [self._slot_of_key(self.partitions[partition].prefix) for partition in partitions]
         return _Routed(packed.scripts, packed.commands, slots)
 
     def _outcomes(self, packed: Packed) -> list[Any]:
