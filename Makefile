@@ -98,9 +98,10 @@ test: setup ## All tests (the long ones in their short form)
 soak: setup ## All tests in their long form
 	@PICKGATE_SOAK=1 $(PY) -m pytest -n auto $(ARGS)
 
-bench: setup ## Benchmarks: ratios in one run; without ARGS, a million live codes besides (some minutes)
+bench: setup ## Benchmarks: ratios in one run; without ARGS, a million live codes besides, kept and lost (some minutes)
 	@status=0; $(PY) -m tests.bench $(ARGS) || status=$$?; \
-		$(if $(ARGS),,echo; $(PY) -m tests.bench.million || status=$$((status ? status : $$?));) exit $$status
+		$(if $(ARGS),,echo; $(PY) -m tests.bench.million || status=$$((status ? status : $$?)); \
+			echo; $(PY) -m tests.bench.rebuild || status=$$((status ? status : $$?));) exit $$status
 
 load: setup ## Load on this machine, beside nothing else: ours and a comparison, peak, latency, books; writes build/load/report.html
 	@$(PY) -m loadtests lot $(ARGS)

@@ -254,6 +254,11 @@ def prepare(deployment: Deployment, attempts: Attempts) -> list[Attempt | None]:
         return prepared
     now_ms = deployment.now_ms()
     opened = _open(deployment, copy, attempts.codes, now_ms // 1000)
+    if len(opened.rows) < count:
+        forged = np.setdiff1d(np.arange(count), opened.rows)
+        deployment.forgeries.note(
+            attempts.terminals[:, forged].T.tolist(), attempts.codes.take(forged).each(), dry=attempts.dry
+        )
     rows = _rows(deployment, copy, attempts, opened, now_ms)
     if attempts.pins or attempts.proof_tokens:
         _judge_factors(copy, attempts, opened, rows, now_ms)

@@ -30,6 +30,7 @@ from engine.errors import (
     Unauthenticated,
     UnknownMall,
 )
+from engine.forgeries import Forgeries
 from engine.idempotency import body_digest, request_digest
 from engine.keyring import Keyring, Keys
 from engine.nearest import StoreTable
@@ -110,6 +111,8 @@ class Control:
         self._connection = connection
         self._ledger_lag_ms_max = ledger_lag_s_max * 1000
         self._alarm_told = ""
+        self.forgeries = Forgeries(connection.now_ms)
+        """Codes that were not genuine, told to the store by the thread that keeps the copy fresh."""
         self._deployment_id = deployment_id
         self._unlock = unlock
         self._random = random
@@ -134,12 +137,17 @@ class Control:
         self._ending.set()
         if self._watcher.is_alive():
             self._watcher.join(limits.STORE_TIMEOUT_S * 2)
+        try:
+            self.forgeries.tell(self._connection, all_=True)
+        except PickgateError as error:
+            _log.warning("forged codes of the last minute are not in the audit: %s", error.message)
 
     def _watch(self) -> None:
         failing = False
         while not self._ending.wait(limits.CONTROL_POLL_S):
             try:
                 self.refresh()
+                self.forgeries.tell(self._connection)
             except PickgateError as error:
                 if not failing:
                     _log.warning("the control partition can't be read: %s", error.message)

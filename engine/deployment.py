@@ -49,6 +49,7 @@ class Deployment:
         self.constants = constants
         self.control = control
         self.now_ms = connection.now_ms
+        self.forgeries = control.forgeries
         self._monotonic_s = monotonic_s
         self._standings: Standings | None = None
         # Opening it greeted the server, which looks at its settings.

@@ -2,25 +2,29 @@
 
 An attempt changed nothing, so it is no event: it is not chained, and one that is lost is lost. What a flood of them can cost is bounded:
 the store keeps the last ATTEMPTS_KEPT of each partition, the ledger keeps the first DAY_MAX of each partition and day, and counts the rest.
+So it is with what was told of forged codes (engine.forgeries), which are counted under the set-up's partition.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, and_, insert, select, update
 
 from engine.ledger import database
 from engine.ledger.ledger import Ledger
-from engine.ledger.tables import ATTEMPT_DAYS, ATTEMPTS
+from engine.ledger.tables import ATTEMPT_DAYS, ATTEMPTS, FORGERIES
 from engine.state import layouts
-from engine.state.streams import Attempt, Streams
+from engine.state.forgeries import Told
+from engine.state.streams import CONTROL, Attempt, Streams
 
 DAY_MAX: Final = 50_000
 """Attempts of one partition kept for one day: with 16 partitions and 200 days of retention 160 million rows at the very most."""
 DAY_MS: Final = 86_400_000
 _NONE: Final = (0, 0)
+One = TypeVar("One", Attempt, Told)
 
 
 class AttemptsWriter:
@@ -38,6 +42,9 @@ class AttemptsWriter:
 
     def step(self) -> int:
         """Copy what is there now; gives how many there were. Raises StoreUnavailable, LedgerUnavailable."""
+        return self._copy_attempts() + self._copy_forgeries()
+
+    def _copy_attempts(self) -> int:
         found = self._streams.attempts(self._seen)
         if not found:
             return 0
@@ -51,6 +58,21 @@ class AttemptsWriter:
         self._seen |= {number: attempts[-1][:2] for number, attempts in found.items()}
         return sum(map(len, found.values()))
 
+    def _copy_forgeries(self) -> int:
+        found = self._streams.forgeries(self._seen.get(CONTROL, _NONE))
+        if not found:
+            return 0
+        with database.writing(self._ledger.engine) as connection:
+            seen = _last_seen(connection).get(CONTROL, _NONE)
+            new = [one for one in found if one[:2] > seen]
+            for day in sorted({one.stream_ms // DAY_MS for one in new}):
+                some = [one for one in new if one.stream_ms // DAY_MS == day]
+                kept = _count(connection, CONTROL, day, some)
+                if kept:
+                    connection.execute(insert(FORGERIES), [_forgery_row(one) for one in kept])
+        self._seen[CONTROL] = found[-1][:2]
+        return len(found)
+
 
 def _last_seen(connection: Connection) -> dict[int, tuple[int, int]]:
     seen: dict[int, tuple[int, int]] = {}
@@ -62,10 +84,17 @@ def _last_seen(connection: Connection) -> dict[int, tuple[int, int]]:
 
 def _copy(connection: Connection, number: int, day: int, attempts: Sequence[Attempt]) -> None:
     """Add attempts of one partition and day."""
+    kept = _count(connection, number, day, attempts)
+    if kept:
+        connection.execute(insert(ATTEMPTS), [_row(number, one) for one in kept])
+
+
+def _count(connection: Connection, number: int, day: int, told: Sequence[One]) -> Sequence[One]:
+    """Count entries of one stream and day; gives those that may be kept."""
     wanted = and_(ATTEMPT_DAYS.c.partition == number, ATTEMPT_DAYS.c.day == day)
     known = connection.execute(select(ATTEMPT_DAYS.c.kept).where(wanted)).scalar()
-    kept = attempts[: max(0, DAY_MAX - (known or 0))]
-    last = attempts[-1]
+    kept = told[: max(0, DAY_MAX - (known or 0))]
+    last = told[-1]
     if known is None:
         connection.execute(
             insert(ATTEMPT_DAYS).values(partition=number, day=day, kept=0, dropped=0, last_ms=0, last_seq=0)
@@ -75,13 +104,30 @@ def _copy(connection: Connection, number: int, day: int, attempts: Sequence[Atte
         .where(wanted)
         .values(
             kept=ATTEMPT_DAYS.c.kept + len(kept),
-            dropped=ATTEMPT_DAYS.c.dropped + len(attempts) - len(kept),
+            dropped=ATTEMPT_DAYS.c.dropped + len(told) - len(kept),
             last_ms=last.stream_ms,
             last_seq=last.stream_seq,
         )
     )
-    if kept:
-        connection.execute(insert(ATTEMPTS), [_row(number, one) for one in kept])
+    return kept
+
+
+def _forgery_row(told: Told) -> Mapping[str, Any]:
+    one = told.forgery
+    samples = [
+        {"at_ms": sample.at_ms, "chars": sample.chars, "shape": sample.shape.name, "inspected": sample.dry}
+        for sample in one.samples
+    ]
+    return {
+        "stream_ms": told.stream_ms,
+        "stream_seq": told.stream_seq,
+        "at_ms": one.minute_ms,
+        "mall_id": one.mall_id,
+        "store_id": one.store_id,
+        "terminal_id": one.terminal_id,
+        "count": one.times,
+        "samples": json.dumps(samples),
+    }
 
 
 def _row(number: int, attempt: Attempt) -> Mapping[str, Any]:

@@ -5,27 +5,28 @@ Found in the order of time, a page at a time. A page ends with a cursor from whi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, and_, select, tuple_
+from sqlalchemy import ColumnElement, and_, literal, select, tuple_
 
 from engine.claims import EventId
 from engine.errors import InvalidInput
 from engine.ledger import database
 from engine.ledger.ledger import Ledger
 from engine.ledger.rows import CONTROL_TYPE
-from engine.ledger.tables import ATTEMPTS, EVENTS, ORDERS
+from engine.ledger.tables import ATTEMPTS, EVENTS, FORGERIES, ORDERS
 from engine.state.events import Event, parse
-from engine.state.streams import unpack_fields
+from engine.state.streams import CONTROL, unpack_fields
 from engine.verdict import RedeemVerdict
 
 PAGE_MAX: Final = 1_000
 
 
 class Cursor(NamedTuple):
-    """Where a page ends: time, kind (0 event, 1 attempt), and number."""
+    """Where a page ends: time, kind (0 event, 1 attempt, 2 forgeries of a minute), and number."""
 
     at_ms: int
     kind: int
@@ -115,13 +116,10 @@ def search(
         found: list[tuple[Cursor, Any]] = []
         for kind, statement in _statements(question, count + 1, after):
             for row in connection.execute(statement):
-                number = (row.partition, row.epoch, row.seq) if kind == 0 else (
-                    row.partition, row.stream_ms, row.stream_seq,
-                )  # fmt: skip
-                found.append((Cursor(row.at_ms, kind, *number), row))
+                found.append((Cursor(row.at_ms, kind, *_NUMBERS[kind](row)), row))
     found.sort(key=lambda pair: pair[0])
     shown = found[:count]
-    findings = tuple(_event(row) if cursor.kind == 0 else _attempt(row) for cursor, row in shown)
+    findings = tuple(_FINDINGS[cursor.kind](row) for cursor, row in shown)
     return Page(findings, shown[-1][0] if len(found) > count else None)
 
 
@@ -143,6 +141,11 @@ def _statements(question: Question, count: int, after: Cursor | None) -> Iterato
         wanted.append(ATTEMPTS.c.uid.in_(_codes_of(question)))
     wanted += _behind(after, 1, number)
     yield 1, select(ATTEMPTS).where(and_(*wanted)).order_by(*number).limit(count)
+    if question.order_id or question.uid:
+        return  # a code that is not genuine is nobody's
+    place = (FORGERIES.c.at_ms, literal(CONTROL), FORGERIES.c.stream_ms, FORGERIES.c.stream_seq)
+    wanted = [*_conditions(question, FORGERIES), *_behind(after, 2, place)]
+    yield 2, select(FORGERIES).where(and_(*wanted)).order_by(*place).limit(count)
 
 
 def _conditions(question: Question, table: Any) -> Iterator[ColumnElement[bool]]:
@@ -207,9 +210,26 @@ def _details(event: Event) -> dict[str, Any]:
     return told
 
 
+def _forgeries(row: Any) -> Finding:
+    details = {"count": row.count, "samples": json.loads(row.samples)}
+    what = RedeemVerdict.INVALID_CODE.slug
+    return Finding(
+        row.at_ms, "", what, True, row.mall_id, row.store_id, row.terminal_id, b"", "", details
+    )  # fmt: skip
+
+
 def _attempt(row: Any) -> Finding:
     verdict = RedeemVerdict.numbered(row.verdict)
     details = {"distance_bucket": row.bucket}
     return Finding(
         row.at_ms, "", verdict.slug, True, row.mall_id, row.store_id, row.terminal_id, bytes(row.uid), "", details
     )  # fmt: skip
+
+
+_NUMBERS: Final[tuple[Callable[[Any], tuple[int, int, int]], ...]] = (
+    lambda row: (row.partition, row.epoch, row.seq),
+    lambda row: (row.partition, row.stream_ms, row.stream_seq),
+    lambda row: (CONTROL, row.stream_ms, row.stream_seq),
+)
+_FINDINGS: Final[tuple[Callable[[Any], Finding], ...]] = (_event, _attempt, _forgeries)
+"""Both by kind."""

@@ -27,7 +27,7 @@ from engine.ledger import checkpoints, cuts, database, day_tables
 from engine.ledger.attempts import DAY_MS
 from engine.ledger.fold import Fold
 from engine.ledger.ledger import Head, Ledger
-from engine.ledger.tables import ATTEMPT_DAYS, ATTEMPTS, DAYS, EVENTS, ORDERS
+from engine.ledger.tables import ATTEMPT_DAYS, ATTEMPTS, DAYS, EVENTS, FORGERIES, ORDERS
 from engine.ledger.writer import OVERLAP
 from engine.state import layouts
 from engine.state.streams import CONTROL, START, Place
@@ -248,11 +248,10 @@ def _drop_attempts(ledger: Ledger, first_day: int) -> int:
         }
     for partition, day in days:
         with database.writing(ledger.engine) as connection:
-            gone = connection.execute(
-                delete(ATTEMPTS).where(
-                    ATTEMPTS.c.partition == partition, ATTEMPTS.c.stream_ms < (day + 1) * DAY_MS
-                )
+            table, whose = (
+                (FORGERIES, []) if partition == CONTROL else (ATTEMPTS, [ATTEMPTS.c.partition == partition])
             )
+            gone = connection.execute(delete(table).where(table.c.stream_ms < (day + 1) * DAY_MS, *whose))
             dropped += gone.rowcount
             if day != newest[partition]:
                 connection.execute(

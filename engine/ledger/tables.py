@@ -156,6 +156,25 @@ ATTEMPT_DAYS: Final = Table(
 """Of each partition and day since 1970 (UTC): how many attempts are kept, how many came past the bound and are only counted, and the id
 of the last one seen."""
 
+FORGERIES: Final = Table(
+    "forgeries",
+    METADATA,
+    Column("stream_ms", BigInteger, primary_key=True, autoincrement=False),
+    Column("stream_seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("mall_id", BigInteger, nullable=False),
+    Column("store_id", BigInteger, nullable=False),
+    Column("terminal_id", BigInteger, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    Column("samples", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Codes that were not genuine, counted for each terminal and minute by each process (engine.forgeries). `samples` is JSON: when, how long,
+what it looked like; nothing of the code itself. By the id in their stream; the days are counted in attempt_days, under the set-up's partition."""
+
+Index("forgeries_by_store", FORGERIES.c.store_id, FORGERIES.c.at_ms)
+Index("forgeries_by_time", FORGERIES.c.at_ms)
+
 CONSUMERS: Final = Table(
     "consumers",
     METADATA,

@@ -23,7 +23,7 @@ eight bytes a code, because it is only ever appended to and read once; an entry 
 skipped when its minute comes.
 
 The control partition has the tag `ctl` and the keys m, malls, stores, catalogue, policies, providers, terminals, keyring, seen
-(terminal → unix second), k<digest> and e.
+(terminal → unix second), k<digest>, e, and f: a bounded stream of forgeries (engine.state.forgeries), outside the fold.
 """
 
 from __future__ import annotations
@@ -147,11 +147,12 @@ class PartitionKeys:
 class ControlKeys:
     """Key names of the control partition."""
 
-    __slots__ = ("events", "keyring", "meta")
+    __slots__ = ("events", "forgeries", "keyring", "meta")
 
     def __init__(self) -> None:
         self.meta = b"{ctl}m"
         self.events = b"{ctl}e"
+        self.forgeries = b"{ctl}f"
         self.keyring = b"{ctl}keyring"
 
     def kind(self, name: str) -> bytes:

@@ -86,6 +86,12 @@ EVENT: Final = Layout(
 ATTEMPT: Final = Layout("at:I6 uid:c8 mall:I4 store:I4 terminal:I4 verdict:B bucket:B")
 """One refused attempt in the bounded stream."""
 
+FORGERY: Final = Layout("minute:I6 mall:I4 store:I4 terminal:I4 count:I8 n_samples:B")
+"""Codes that were not genuine, of one terminal and minute; behind it n_samples × FORGERY_SAMPLE."""
+
+FORGERY_SAMPLE: Final = Layout("at:I6 chars:I2 shape:B dry:B")
+"""One of them: when, how long, what it looked like (engine.state.forgeries.Shape), whether it was only inspected."""
+
 REDEEM_ITEM: Final = Layout(
     "uid:c8 record_key:I2 answer_key:I2 stock_key:I2 due_key:I2 proof_key:I2 request:c12 body:c8 mall:I4 store:I4 terminal:I4 "
     "version:B stale:B pin_1:B pin_2:B generation_1:B generation_2:B proof:B place:B closed:B window:B bucket:B dry:B "

@@ -15,9 +15,10 @@ from typing import Any, Final, NamedTuple
 
 from engine import limits
 from engine.errors import PickgateError
-from engine.state import scripts
+from engine.state import forgeries, scripts
 from engine.state.connection import Call, Connection
 from engine.state.events import EventType
+from engine.state.forgeries import Told
 from engine.state.keys import ControlKeys
 
 CONTROL: Final = limits.PARTITIONS_MAX
@@ -170,6 +171,10 @@ class Streams:
             streams.index(stream): [_attempt(entry_id, data) for entry_id, (_, data) in entries]
             for stream, entries in found.items()
         }
+
+    def forgeries(self, seen: tuple[int, int]) -> list[Told]:
+        """What was told of forged codes behind what was seen; does not wait. Raises StoreUnavailable."""
+        return forgeries.read(self._connection, seen)
 
     def setup(self) -> tuple[bytes, bytes]:
         """The deployment's constants as stored and its wrapped keyring: what no event carries. Raises StoreUnavailable."""

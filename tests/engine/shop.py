@@ -45,7 +45,7 @@ from engine.errors import PickgateError
 from engine.policies import Policy
 from engine.state.connection import Command
 from engine.state.events import Event, parse
-from engine.state.keys import partition_of_store
+from engine.state.keys import ControlKeys, partition_of_store
 from engine.stores import CatalogueEntry, Mall, Store
 from engine.wrapping import PassphraseUnlock
 from ext.place import Datum
@@ -373,10 +373,10 @@ _READERS: Final = {
 
 
 def dump(deployment: Deployment) -> Mapping[bytes, Any]:
-    """Everything the store holds, by key, but the streams of refused attempts and the register of request ids."""
+    """Everything the store holds, by key, but the streams of refused attempts, of forgeries, and the register of request ids."""
     connection = deployment.connection
     keys = connection.scan("*", 1_000)
-    skipped = tuple(names.attempts for names in connection.partitions)
+    skipped = (*(names.attempts for names in connection.partitions), ControlKeys().forgeries)
     registers = tuple(b"{" + names.tag + b"}r" for names in connection.partitions)
     wanted = sorted(key for key in keys if key not in skipped and not key.startswith(registers))
     types = connection.read([("TYPE", key) for key in wanted])
