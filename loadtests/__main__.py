@@ -16,13 +16,14 @@ from typing import Any, Final
 from rich.console import Console
 
 from loadtests import bounds, checks, h2load, idle, lot, machine, stacks, steps
+from loadtests import lag as lags
 from loadtests import overload as overloads
 from loadtests import peak as peaks
 from loadtests import rush as rushes
 from loadtests import soak as soaks
 from loadtests.checks import Check
 from loadtests.peak import Peak
-from loadtests.stacks import Comparison, Ours, StackFailed
+from loadtests.stacks import Comparison, Ours, Recorded, StackFailed
 from loadtests.subject import Subject
 from loadtests.supply import Supply, SupplyFailed
 from loadtests.wire.pool import NotReachable
@@ -114,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--minutes", type=_positive, default=10.0)
     made = add("idle", _idle, "A working load beside idle terminals.")
     made.add_argument("--terminals", type=_whole, default=bounds.IDLE_TERMINALS)
+
+    text = "Redemptions at a set rate with the ledger written beside them: how far it is behind."
+    made = commands.add_parser("lag", help=text, description=text)
+    made.set_defaults(command=_lag)
+    made.add_argument("--rate", type=_positive, default=bounds.LAG_RATE_PER_S)
+    made.add_argument("--seconds", type=_positive, default=bounds.LAG_SECONDS)
 
     text = "Locust: terminals, a mall and wallets at lunch."
     made = commands.add_parser("rush", help=text, description=text)
@@ -211,6 +218,16 @@ def _idle(console: Console, asked: argparse.Namespace, folder: Path) -> int:
         return found.as_json(), found.checks()
 
     return _each(console, asked, folder, "idle", measure)
+
+
+def _lag(console: Console, asked: argparse.Namespace, folder: Path) -> int:
+    with (
+        Recorded(folder / Recorded.name, tcp=asked.socket == "tcp") as stack,
+        Subject(stack, seed=asked.seed, connections=asked.connections) as subject,
+    ):
+        found = lags.lag(subject, stack.data_dir, asked.rate, asked.seconds)
+    checks.show(console, "The ledger beside redemptions", ("", ""), found.rows())
+    return _finish(console, asked, "lag", found.as_json(), found.checks())
 
 
 def _rush(console: Console, asked: argparse.Namespace, folder: Path) -> int:

@@ -78,6 +78,14 @@ IDLE_COST_MAX: Final = 0.2
 IDLE_ROUNDS: Final = 3
 IDLE_ROUND_S: Final = 3.0
 
+# --- the ledger's lag -----------------------------------------------------------------------------------------------
+LAG_RATE_PER_S: Final = 5_000.0
+LAG_SECONDS: Final = 10.0
+LAG_LOOK_S: Final = 0.05
+"""Between two looks at store and ledger: what a lag is told too long at most, and no load of its own."""
+LAG_S_MAX: Final = 1.0
+LAG_CATCH_UP_S: Final = 60.0
+
 # --- rush (Locust) ------------------------------------------------------------------------------------------------
 RUSH_USERS: Final = 60
 RUSH_SECONDS: Final = 60.0

@@ -226,6 +226,14 @@ class Ours(Stack):
         return made
 
 
+class Recorded(Ours):
+    """Ours with its ledger, SQLite, written beside it."""
+
+    def environment(self) -> dict[str, str]:
+        """See Stack."""
+        return {"PICKGATE_PASSPHRASE": secrets.token_hex(16)}
+
+
 class Comparison(Stack):
     """`python -m loadtests.comparison` with its store."""
 

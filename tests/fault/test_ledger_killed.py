@@ -12,7 +12,7 @@ import pytest
 
 from engine.claims import EventId
 from engine.errors import StoreUnavailable
-from engine.ledger import database, heads, reconcile
+from engine.ledger import checkpoints, database, heads, reconcile
 from engine.ledger.ledger import Ledger
 from engine.ledger.verify import verify
 from engine.state.streams import Streams
@@ -133,3 +133,9 @@ def test_whatever_is_killed_the_ledger_has_it_all_once(serving: Serving) -> None
             assert (report.faults, report.unsound) == ([], [])
             assert report.statements > 0
             assert reconcile.reconcile(deployment, ledger, cause="test").drifts == []
+            # And what it adds up to can be kept, and gone on from.
+            key = heads.load_key(serving.data_dir / "ledger-key.pem")
+            taken = checkpoints.take(ledger, key, at_ms=deployment.now_ms())
+            run = reconcile.reconcile(deployment, ledger, cause="test", key=key.public_key())
+            assert (run.drifts, run.checkpoint) == ([], taken.number)
+            assert verify(ledger, statements, key=key.public_key()).sound

@@ -120,6 +120,16 @@ def test_each_driver_in_small(place: list[str], tmp_path: Path, words: list[str]
     assert answer.returncode == int(any(check["decides"] and not check["passed"] for check in found.values()))
 
 
+def test_the_lag_of_the_ledger_in_small(place: list[str], tmp_path: Path) -> None:
+    answer = run(*place, "lag", "--rate", "100", "--seconds", "2")
+    assert answer.returncode in (0, 1), answer.stderr
+    found = checks_of(tmp_path / "out" / "lag.json")
+    assert found["calls answered REDEEMED"]["passed"], found
+    assert found["acknowledged and not in the ledger"]["passed"], found
+    assert "lag of the ledger, most" in found
+    assert "complete after the last answer" in answer.stdout
+
+
 def test_a_soak_too_short_says_nothing(place: list[str], tmp_path: Path) -> None:
     answer = run(*place, "soak", "--minutes", "0.02", *SHORT, "--stack", "comparison")
     assert answer.returncode == 1
