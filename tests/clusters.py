@@ -43,13 +43,17 @@ def free_ports(count: int) -> list[int]:
 
 
 class ClusterServers:
-    """Primaries that share the slots in equal ranges, the first has the first. Use it as a context manager."""
+    """Primaries that share the slots in equal ranges, the first has the first. Use it as a context manager.
+
+    replicas: so many of the primaries, from the first on, have a replica: the servers behind the primaries, in the same order.
+    """
 
     def __init__(
         self,
         folder: Path,
         primaries: int = 2,
         *,
+        replicas: int = 0,
         durability: str = "memory",
         node_timeout_ms: int = NODE_TIMEOUT_MS,
     ) -> None:
@@ -57,6 +61,7 @@ class ClusterServers:
         self._node_timeout_ms = node_timeout_ms
         self._durability = durability
         self._primaries = primaries
+        self._replicas = replicas
         self._stack = ExitStack()
         self.servers: list[EmbeddedServer] = []
         self.ports: list[int] = []
@@ -64,7 +69,7 @@ class ClusterServers:
 
     def __enter__(self) -> ClusterServers:
         with ExitStack() as stack:
-            for _ in range(self._primaries):
+            for _ in range(self._primaries + self._replicas):
                 self._start_one(stack)
             for n, client in enumerate(map(self.client, range(self._primaries))):
                 with client:
@@ -72,9 +77,11 @@ class ClusterServers:
                     client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", n + 1)
                     first, end = n * SLOTS // self._primaries, (n + 1) * SLOTS // self._primaries
                     client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, end - 1)
-            for n in range(1, self._primaries):
+            for n in range(1, self._primaries + self._replicas):
                 self.meet(n)
             self.wait_until_agreed()
+            for n in range(self._replicas):
+                self.replicate(n, self._primaries + n)
             self._stack = stack.pop_all()
         return self
 
@@ -150,9 +157,8 @@ class ClusterServers:
         with self.client(number) as client:
             return client.execute_command(*command)
 
-    def add_replica(self, number: int) -> int:
-        """One more server, which follows a primary; returns when it has all that the primary has."""
-        replica = self.add()
+    def replicate(self, number: int, replica: int) -> None:
+        """Have a server without slots follow a primary; returns when it has all that the primary has."""
         self.ask(replica, "CLUSTER", "REPLICATE", self.id_of(number))
 
         until(
@@ -160,7 +166,6 @@ class ClusterServers:
             "the replica follows",
         )
         self.wait_for_replica(number, replica)
-        return replica
 
     def wait_for_replica(self, number: int, replica: int) -> None:
         """Wait until a replica has all that its primary has."""

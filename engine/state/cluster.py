@@ -106,24 +106,26 @@ def connect(
 
 @dataclass(frozen=True, slots=True)
 class _Routed(Packed):
-    """Script calls with the slot of each."""
+    """Script calls with the slot of each, and what would stand behind it if it were alone."""
 
     slots: Sequence[int]
+    behinds: Sequence[Sequence[bytes]]
 
     def part(self, places: Sequence[int]) -> _Routed:
-        """Some of the calls, and what stands behind them."""
-        behind = self.commands[len(self.scripts) :]
+        """Some of the calls."""
         return _Routed(
             [self.scripts[n] for n in places],
-            [*(self.commands[n] for n in places), *behind],
+            [*(self.commands[n] for n in places), *self.behinds[places[0]]],
             [self.slots[n] for n in places],
+            [self.behinds[n] for n in places],
         )
 
     def asking(self, place: int) -> Packed:
-        """One of the calls, for the server that a slot moves to."""
-        behind = self.commands[len(self.scripts) :]
-        script = self.scripts[place]
-        return Packed([script, script], [_ASKING, self.commands[place], *behind])
+        """One of the calls, for the server that a slot moves to; its outcome is the second."""
+        script, command, behind = self.scripts[place], self.commands[place], self.behinds[place]
+        if not behind:
+            return Packed([script] * 2, [_ASKING, command])
+        return Packed([script] * 3, [_ASKING, command, _ASKING, *behind])
 
 
 class _Node(Connection):
@@ -661,14 +663,20 @@ class Cluster(Connection):
 
     def pack(self, calls: Sequence[Call]) -> Packed:
         """As Connection.pack."""
-        packed = super().pack(calls)
-        return _Routed(packed.scripts, packed.commands, [self._slot_of_key(call.keys[0]) for call in calls])
+        return self._routed(super().pack(calls), [call.keys[0] for call in calls])
 
     def packed(self, script: scripts.Script, partitions: Sequence[int], commands: Sequence[bytes]) -> Packed:
         """As Connection.packed."""
         packed = super().packed(script, partitions, commands)
-        slots = [self._slot_of_key(self.partitions[partition].prefix) for partition in partitions]
-        return _Routed(packed.scripts, packed.commands, slots)
+        return self._routed(packed, [self.partitions[partition].meta for partition in partitions])
+
+    def _routed(self, packed: Packed, facts: Sequence[bytes]) -> _Routed:
+        return _Routed(
+            packed.scripts,
+            packed.commands,
+            [self._slot_of_key(key) for key in facts],
+            [self._behind(key) for key in facts],
+        )
 
     def _outcomes(self, packed: Packed) -> list[Any]:
         assert isinstance(packed, _Routed)
@@ -676,7 +684,7 @@ class Cluster(Connection):
         return self._everywhere(
             packed.slots,
             lambda node, places: node.outcomes(packed if len(places) == whole else packed.part(places)),
-            lambda node, place: node.outcomes(packed.asking(place))[-1],
+            lambda node, place: node.outcomes(packed.asking(place))[1],
         )
 
     def _replies(self, commands: Sequence[Command], *, parsed: bool) -> list[Any]:

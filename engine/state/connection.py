@@ -77,7 +77,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Script calls as the store reads them: which scripts, and one command each, WAIT and WAITAOF behind them if asked for."""
+    """Script calls as the store reads them: which scripts, and one command each; behind them what waits for replicas, if asked for."""
 
     scripts: Sequence[scripts.Script]
     commands: Sequence[bytes]
@@ -328,26 +328,38 @@ class Connection:
             command_bytes(("EVALSHA", call.script.sha, len(call.keys), *call.keys, *head, *call.args))
             for call in calls
         ]
-        return self._packed([call.script for call in calls], commands)
+        return self._packed([call.script for call in calls], commands, calls[0].keys[0] if calls else b"")
 
     def packed(self, script: scripts.Script, partitions: Sequence[int], commands: Sequence[bytes]) -> Packed:
         """As `pack`, for calls of one script that are written already, each with `head` in front of its arguments.
 
         partitions: whose keys each of them has.
         """
-        return self._packed([script] * len(commands), list(commands))
+        facts = self.partitions[partitions[0]].meta if partitions else b""
+        return self._packed([script] * len(commands), list(commands), facts)
 
     def head(self) -> tuple[bytes, bytes]:
         """What stands in front of the arguments of every call of a batch: the time and the clock switch."""
         return b"%d" % self.now_ms(), b"%d" % self.clock_compared
 
-    def _packed(self, called: Sequence[scripts.Script], commands: list[bytes]) -> Packed:
-        if self.durability is Durability.REPLICATED:
-            # WAIT first: what a replica acknowledges in answer to a first question is what it had synced before it read
-            # the batch, and its next acknowledgement comes by itself a second later. By the second question it has synced.
-            commands.append(command_bytes(("WAIT", self.replicas, limits.REPLICATION_TIMEOUT_MS)))
-            commands.append(command_bytes(("WAITAOF", 1, self.replicas, limits.REPLICATION_TIMEOUT_MS)))
+    def _packed(self, called: Sequence[scripts.Script], commands: list[bytes], facts: bytes) -> Packed:
+        if facts:
+            commands += self._behind(facts)
         return Packed(called, commands)
+
+    def _behind(self, facts: bytes) -> tuple[bytes, ...]:
+        """What stands behind calls and waits for replicas, if that was asked for. facts: a partition's, of one of the calls."""
+        if self.durability is not Durability.REPLICATED:
+            return ()
+        # The barrier first: a remembered answer has written nothing that could be waited for (lua/barrier.lua). Then WAIT: what a
+        # replica acknowledges in answer to a first question is what it had synced before it read the batch, and its next
+        # acknowledgement comes by itself a second later. By the second question it has synced.
+        keys = (facts, facts[:-1] + b"e")
+        return (
+            command_bytes(("EVALSHA", scripts.BARRIER.sha, 2, *keys, *self.head())),
+            command_bytes(("WAIT", self.replicas, limits.REPLICATION_TIMEOUT_MS)),
+            command_bytes(("WAITAOF", 1, self.replicas, limits.REPLICATION_TIMEOUT_MS)),
+        )
 
     def exchange(self, packed: Packed) -> list[Any | PickgateError]:
         """Send what was packed, in one write, and wait for the outcomes, as `run`. Never raises."""
@@ -361,7 +373,8 @@ class Connection:
             # SCRIPT FLUSH behind our back. NOSCRIPT means that nothing was run, so running it now is safe.
             try:
                 with self._borrowed() as connection:
-                    for script in {packed.scripts[n].sha: packed.scripts[n] for n in again}.values():
+                    wanted = {packed.scripts[n].sha: packed.scripts[n] for n in again}
+                    for script in (*wanted.values(), scripts.BARRIER):
                         ask(connection, "SCRIPT", "LOAD", script.source)
             except PickgateError as error:
                 return [error if n in again else outcome for n, outcome in enumerate(outcomes)]
@@ -388,7 +401,13 @@ class Connection:
         if self.durability is Durability.REPLICATED:
             reached = outcomes.pop()
             outcomes.pop()  # of WAIT, which only asked; WAITAOF's counts
-            if isinstance(reached, RedisError) or reached[0] < 1 or reached[1] < self.replicas:
+            written = outcomes.pop()
+            if (
+                written != 1
+                or isinstance(reached, RedisError)
+                or reached[0] < 1
+                or reached[1] < self.replicas
+            ):
                 missed = NotReplicated(
                     f"the change did not reach the disk of {self.replicas} replicas within"
                     f" {limits.REPLICATION_TIMEOUT_MS} ms: retry with the same request id"

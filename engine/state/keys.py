@@ -4,7 +4,7 @@ Per partition, with `{tag}` in front:
 
 | key | type | holds |
 |---|---|---|
-| m | hash | the partition's own facts: epoch, seq, last_seen (unix ms), run_id, swept (minute) |
+| m | hash | the partition's own facts: epoch, seq, last_seen (unix ms), run_id, swept (minute), waited (lua/barrier.lua) |
 | c<bucket> | hash | records of codes: uid (8 bytes) → record (layouts.RECORD) |
 | q<bucket> | hash | remembered answers: request digest (12 bytes) → body digest and answer |
 | s<mall>:<store> | hash | stock: SKU (decimal) → figures (layouts.STOCK) |

@@ -133,6 +133,7 @@ CONTROL: Final = load("control", base=False)
 MARK: Final = load("mark", base=False)
 SNAPSHOT: Final = load("snapshot", base=False)
 SEEN: Final = load("seen", base=False)
+BARRIER: Final = load("barrier", base=False)
 ALL: Final = (
     OPEN,
     ISSUE,
@@ -154,4 +155,5 @@ ALL: Final = (
     MARK,
     SNAPSHOT,
     SEEN,
+    BARRIER,
 )

@@ -193,8 +193,8 @@ def test_a_slot_moves_under_load(mall: Mall, cluster: ClusterServers, at_once: b
 
 def test_a_replica_takes_over_by_itself(tmp_path: Path) -> None:
     """Three primaries, one of which has a replica and stands still: its stores go on while it does."""
-    with ClusterServers(tmp_path, 3, durability="fsync", node_timeout_ms=1_000) as cluster:
-        replica = cluster.add_replica(0)
+    replica = 3
+    with ClusterServers(tmp_path, 3, replicas=1, durability="fsync", node_timeout_ms=1_000) as cluster:
         homes = [
             cluster.home(partition_of_store(store, PARTITIONS), PARTITIONS) for store in (STORE, OTHER_STORE)
         ]

@@ -457,7 +457,8 @@ def test_another_primary_is_another_owner(own_shop: Shop, own_cluster: ClusterSe
 def test_a_promoted_replica_begins_an_epoch(own_shop: Shop, own_cluster: ClusterServers) -> None:
     shop, cluster = own_shop, own_cluster
     shop.stock_all()
-    replica = cluster.add_replica(0)
+    replica = cluster.add()
+    cluster.replicate(0, replica)
     uids = [shop.issue().uid for _ in range(2)]
     for n, (promoted, uid) in enumerate(zip((replica, 0), uids, strict=True)):
         cluster.wait_for_replica(0, replica)
