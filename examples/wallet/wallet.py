@@ -112,7 +112,18 @@ class Wallet:
         self._connection.close()
 
 
-def follow(wallet: Wallet, service: settlement_grpc.SettlementServiceStub, name: str, *, once: bool) -> int:
+Metadata = tuple[tuple[str, str], ...]
+"""What goes with each call: the access token, where callers are known."""
+
+
+def follow(
+    wallet: Wallet,
+    service: settlement_grpc.SettlementServiceStub,
+    name: str,
+    *,
+    once: bool,
+    metadata: Metadata = (),
+) -> int:
     """Book what there is, and, unless `once`, what happens from then on; gives how many shares were new.
 
     Raises grpc.RpcError when the stream ends.
@@ -121,13 +132,13 @@ def follow(wallet: Wallet, service: settlement_grpc.SettlementServiceStub, name:
     cursor = wallet.cursor
     request = settlement_pb.SubscribeRequest(wallet=name, cursor=cursor, oldest=not cursor)
     booked, acknowledged_s = 0, float("-inf")
-    told = service.Subscribe(request)
+    told = service.Subscribe(request, metadata=metadata)
     try:
         for batch in told:
             booked += wallet.book(batch.settlements, batch.cursor)
             last = once and batch.caught_up
             if batch.cursor and (last or time.monotonic() - acknowledged_s >= ACKNOWLEDGE_S):
-                _acknowledge(service, name, batch.cursor)
+                _acknowledge(service, name, batch.cursor, metadata)
                 acknowledged_s = time.monotonic()
             if last:
                 break
@@ -136,11 +147,13 @@ def follow(wallet: Wallet, service: settlement_grpc.SettlementServiceStub, name:
     return booked
 
 
-def _acknowledge(service: settlement_grpc.SettlementServiceStub, name: str, cursor: str) -> None:
+def _acknowledge(
+    service: settlement_grpc.SettlementServiceStub, name: str, cursor: str, metadata: Metadata
+) -> None:
     """Say how far the books are. If that can't be said now, the next one says it too."""
     request = settlement_pb.AcknowledgeRequest(wallet=name, cursor=cursor)
     try:
-        service.Acknowledge(request, timeout=TIMEOUT_S)
+        service.Acknowledge(request, timeout=TIMEOUT_S, metadata=metadata)
     except grpc.RpcError as error:
         # FAILED_PRECONDITION: these books were put back to an older state, and are behind what they once acknowledged.
         passing = (*AGAIN, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.FAILED_PRECONDITION)
@@ -155,6 +168,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--ca-file", type=Path, help="who vouches for the server: TLS (default: none, on this machine)"
     )
+    parser.add_argument(
+        "--token-file", type=Path, help="holds an access token of the role wallet; read before each attempt"
+    )
     parser.add_argument("--wallet", default="wallet", help="the name under which the cursor is acknowledged")
     parser.add_argument("--database", type=Path, required=True)
     parser.add_argument("--once", action="store_true", help="end when everything that is there is booked")
@@ -166,7 +182,8 @@ def main(arguments: Sequence[str]) -> int:
         while True:
             before = wallet.cursor
             try:
-                booked += follow(wallet, service, given.wallet, once=given.once)
+                metadata = _metadata(given.token_file)
+                booked += follow(wallet, service, given.wallet, once=given.once, metadata=metadata)
                 break
             except KeyboardInterrupt:
                 break
@@ -182,6 +199,12 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{payee:>24} {amount_fen / 100:12.2f}")
     wallet.close()
     return 0
+
+
+def _metadata(token_file: Path | None) -> Metadata:
+    if token_file is None:
+        return ()
+    return (("authorization", f"Bearer {token_file.read_text(encoding='ascii').strip()}"),)
 
 
 def _channel(target: str, ca_file: Path | None) -> grpc.Channel:

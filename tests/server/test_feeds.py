@@ -26,9 +26,15 @@ from pickgate.v1 import store_service_pb2 as store_pb
 from pickgate.v1 import types_pb2 as types_pb
 from server.client import CallFailed, Client
 from server.config import parse_listen
+from server.gate import Gate
+from server.issuers import Issuers
+from server.roles import Role
 from server.serve import Server
+from server.tls import Certificates
 from tests.server.books import BOUND_S, Books, Reader, follow, items, wallet
 from tests.server.conftest import MALL, OTHER_MALL, SKU, STORE, House, HouseFactory, build, wait_until
+from tests.server.tokens import Idp
+from tests.server.trust import DOMAIN, Trust
 
 
 @pytest.fixture(scope="module")
@@ -421,6 +427,75 @@ def test_a_mall_acknowledges_too(books: Books, begin: Callable[..., Reader]) -> 
     books.sell("ORDER-3")
     books.write()
     assert len(begin(wallet, name="shop", mall_id=MALL).take(1)) == 1
+
+
+@pytest.fixture
+def guarded(books: Books, neighbours: House, tmp_path: Path) -> Iterator[tuple[Server, Trust, Idp]]:
+    """A server over the same books that knows its callers."""
+    trust, idp = Trust.make(tmp_path / "trust"), Idp(tmp_path / "idp")
+    deployment = books.house.deployment
+    server = Server(
+        deployment,
+        [parse_listen("127.0.0.1:0")],
+        look=deployment.look,
+        ledger_url=books.url,
+        certificates=Certificates(trust.files),
+        gate=Gate(deployment, trust_domain=DOMAIN, issuers=Issuers(idp.file)),
+    )
+    with server:
+        yield server, trust, idp
+
+
+def test_a_mall_that_is_known_can_not_ask_for_another(
+    books: Books, guarded: tuple[Server, Trust, Idp]
+) -> None:
+    """Whatever mall the request names: it is the caller's own, or nothing is told."""
+    server, trust, idp = guarded
+    books.issue("OURS")
+    books.issue("THEIRS", mall_id=OTHER_MALL)
+    books.write()
+
+    def ask(role: Role, mall_id: int, **claims: Any) -> list[str]:
+        token = idp.token(role, **claims)
+        with Client(server.addresses[0], credentials=trust.credentials(), token=token, tries=1) as client:
+            request = event_pb.SubscribeCodeEventsRequest(mall_id=mall_id, consumer="shop")
+            batch = next(client.stream(client.code_events.SubscribeCodeEvents, request))
+            return [one.order_id for one in batch.events]
+
+    assert ask(Role.MALL, MALL) == ["OURS"]
+    assert ask(Role.MALL, OTHER_MALL, pickgate_mall=OTHER_MALL) == ["THEIRS"]
+    for role, mall_id in (
+        (Role.MALL, OTHER_MALL),
+        (Role.WALLET, MALL),
+        (Role.OUTLET, MALL),
+        (Role.PARTNER, MALL),
+    ):
+        with pytest.raises(CallFailed) as caught:
+            ask(role, mall_id)
+        assert caught.value.code is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_a_wallet_of_one_mall_is_told_of_that_mall_only(
+    books: Books, guarded: tuple[Server, Trust, Idp]
+) -> None:
+    server, trust, idp = guarded
+    books.sell("OURS")
+    books.write()
+    for mall_id, named, allowed in (
+        (MALL, MALL, True),
+        (0, None, True),
+        (0, MALL, False),
+        (OTHER_MALL, MALL, False),
+    ):
+        token = idp.token(Role.WALLET, pickgate_mall=named)
+        with Client(server.addresses[0], credentials=trust.credentials(), token=token, tries=1) as client:
+            asked = subscribe(client, mall_id=mall_id)
+            if allowed:
+                assert [one.order_id for one in next(asked).settlements] == ["OURS"]
+                continue
+            with pytest.raises(CallFailed) as caught:
+                next(asked)
+            assert caught.value.code is grpc.StatusCode.PERMISSION_DENIED
 
 
 # --- the server -----------------------------------------------------------------------------------------------------

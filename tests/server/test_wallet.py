@@ -23,8 +23,16 @@ from engine.ledger import settlement
 from examples.wallet.wallet import Wallet
 from pickgate.v1 import ledger_service_pb2 as ledger_pb
 from pickgate.v1 import settlement_service_pb2 as settlement_pb
+from server.config import parse_listen
+from server.gate import Gate
+from server.issuers import Issuers
+from server.roles import Role
+from server.serve import Server
+from server.tls import Certificates
 from tests.server.books import BOUND_S, Books
 from tests.server.conftest import MALL, NEAR_STORE, SKU, TERMINAL, HouseFactory
+from tests.server.tokens import Idp
+from tests.server.trust import DOMAIN, Trust
 
 ROOT: Final = Path(__file__).parents[2]
 SOAK: Final = os.environ.get("PICKGATE_SOAK") == "1"
@@ -227,6 +235,38 @@ def test_books_that_were_put_back_to_a_backup_are_brought_up_to_date(books: Book
     restored = Wallet(backup)
     assert restored.balances() == dict(sorted(trade.owed.items()))
     restored.close()
+
+
+def test_it_says_who_it_is_where_callers_are_known(books: Books, tmp_path: Path) -> None:
+    trust, idp = Trust.make(tmp_path / "trust"), Idp(tmp_path / "idp")
+    deployment = books.house.deployment
+    trade = Trade(books)
+    trade.go_on(3)
+    books.write()
+    server = Server(
+        deployment,
+        [parse_listen("127.0.0.1:0")],
+        look=deployment.look,
+        ledger_url=books.url,
+        certificates=Certificates(trust.files),
+        gate=Gate(deployment, trust_domain=DOMAIN, issuers=Issuers(idp.file)),
+    )
+    token = tmp_path / "token"
+    with server:
+        given = (
+            "--target",
+            server.addresses[0],
+            "--ca-file",
+            str(trust.folder / "ca.pem"),
+            "--token-file",
+            str(token),
+        )
+        token.write_text(idp.token(Role.MALL))
+        done = run(books, tmp_path / "wallet.sqlite3", *given)
+        assert (done.returncode, done.stderr) == (1, "PERMISSION_DENIED: this caller may not do this\n")
+        token.write_text(idp.token(Role.WALLET))
+        done = run(books, tmp_path / "wallet.sqlite3", *given)
+    assert done.stdout.startswith(f"booked {3 * trade.settlements} shares\n")
 
 
 def test_it_says_what_it_can_not_go_on_with(books: Books, tmp_path: Path) -> None:
