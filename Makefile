@@ -164,6 +164,24 @@ coverage: setup ## Tests with line coverage, kernels included; the report is htm
 		{ $(PY) -m coverage run -m pytest $(ARGS); $(PY) -m coverage html --quiet; $(PY) -m coverage report; } || status=$$?; \
 		rm -f ext/*.c; $(REBUILD) PICKGATE_BUILD=release build; exit $$status
 
+# --- supply chain ---------------------------------------------------------------------------------------------------
+
+# Tools with thirty packages of their own, that nothing else needs: installed apart, when they are asked for.
+TOOLS := .venv/tools
+
+.PHONY: audit sbom
+$(TOOLS)/.installed: requirements-supply.lock | .venv/.installed
+	@echo 'make: installing the tools of the supply chain'
+	@$(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip --disable-pip-version-check -qq install --require-hashes -r requirements-supply.lock
+	@touch $@
+
+audit: $(TOOLS)/.installed ## Known vulnerabilities of everything in the lock files (asks PyPI's database)
+	@$(PY) -m tests.supply audit $(ARGS)
+
+sbom: setup $(TOOLS)/.installed ## Bill of materials of .venv in CycloneDX: build/sbom.cdx.json
+	@$(PY) -m tests.supply sbom $(ARGS)
+
 # --- upkeep -------------------------------------------------------------------------------------------------------
 
 .PHONY: format lock clean
