@@ -147,7 +147,7 @@ class Settings(BaseModel):
         default="",
         description="redis://host:port/0, rediss://host:port/0, unix:///path, redis+cluster://host:port,host:port or"
         " rediss+cluster://host:port,host:port, or '' for the embedded store",
-        pattern=r"^((rediss?|unix)://.+)?$",
+        pattern=r"^((rediss?(\+cluster)?|unix)://.+)?$",
     )
     store_binary: _Path | None = Field(default=None, description="path of a valkey-server or redis-server")
     durability: Literal["memory", "fsync", "replicated"] = Field(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,12 +16,14 @@ import grpc
 import pytest
 
 from engine.claims import partition_of
+from engine.deployment import Deployment
 from engine.state.events import EventType
 from engine.state.keys import partition_of_store, slot_of, spread_tags
 from tests.clusters import ClusterServers, until
 from tests.engine.shop import read_events
 from tests.fault.malls import Mall, Tried, open_mall, texts_of
 from tests.race import shop as shops
+from tests.race.serving import ROOT
 from tests.race.shop import OTHER_STORE, PARTITIONS, SOAK, STORE
 
 pytestmark = pytest.mark.fault
@@ -226,3 +231,24 @@ def test_a_replica_takes_over_by_itself(tmp_path: Path) -> None:
                 2,
             }
             mall.check()
+
+
+def test_init_makes_the_deployment_in_a_cluster(cluster: ClusterServers) -> None:
+    """The command line takes a cluster's address; what it makes lies on both primaries."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PICKGATE_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "server.cli", "init", "--store", cluster.url],
+        env=environ
+        | {
+            "PICKGATE_PASSPHRASE": shops.PASSPHRASE.decode(),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "proto")]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with Deployment.open(cluster.url, unlock=shops.unlock) as deployment:
+        assert deployment.connection.owners == 2
+    assert all(cluster.ask(number, "DBSIZE") > 0 for number in range(2))
