@@ -67,6 +67,8 @@ CONNECTION_IDLE_S_MAX: Final = 900.0
 """A connection without a call for so long is closed in order; a terminal's next scan opens another, in a millisecond or two."""
 DRAINED_AT_ONCE: Final = 256
 """Events of the hot lane taken before what came with them is handed on: some eighty calls."""
+SORTED_AT_ONCE: Final = 64
+"""Calls that are sorted as one while all owners are busy: so many cost each hardly more than any number."""
 ANSWERED_AT_ONCE: Final = 32
 """Calls of the hot lane answered before the lane drains again: a third of a millisecond of work. See server.owners."""
 BULKS_MAX: Final = 32

@@ -193,11 +193,14 @@ class Owners:
     def _go_on(self) -> None:
         """Send every free owner its next batch; what has come meanwhile is sorted for that.
 
-        Sorted when an owner is free and not before: a batch costs something however small it is, so what comes while all are
-        busy is sorted as one.
+        A batch costs something however small it is, so what comes while all are busy is sorted as one: when an owner is free, or
+        when it is as many as bounds.SORTED_AT_ONCE, and then no owner waits for that.
         """
         self._send_all()
-        while self._unsorted and any(owner.flight is None for owner in self._owners.values()):
+        while self._unsorted and (
+            len(self._unsorted) >= bounds.SORTED_AT_ONCE
+            or any(owner.flight is None for owner in self._owners.values())
+        ):
             count = min(len(self._unsorted), limits.BATCH_MAX)
             chunk = [self._unsorted.popleft() for _ in range(count)]
             try:
