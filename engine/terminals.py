@@ -126,8 +126,11 @@ def invite(terminal: Terminal) -> Change:
     """A new invitation, as `terminal` has it. What the terminal has goes on until somebody enrols with it, unless it was revoked."""
 
     def change(present: Terminal | None) -> Terminal:
-        if present is None or present.state in ("invited", "revoked"):
+        if present is None:
             return terminal
+        if present.state in ("invited", "revoked"):
+            # Secrets of the SM profile are counted on: a number that was given once is never given again.
+            return replace(terminal, sm_number=present.sm_number, sm_generation=present.sm_generation)
         return replace(
             present,
             name=terminal.name or present.name,
@@ -225,7 +228,12 @@ def set_state(key: Key, state: Literal["active", "suspended", "revoked"], reason
             )
         if state == "suspended" and present.state == "revoked":
             raise InvalidInput("the terminal is revoked, which is more than suspended", field="terminal")
-        ended = {"invitation": "", "invitation_until_s": 0} if state == "revoked" else {}
+        ended: dict[str, str | int] = {}
+        if state == "revoked":
+            ended = {"invitation": "", "invitation_until_s": 0}
+            if present.sm_number:
+                # One that nobody has: what it had must not open again when it is invited anew.
+                ended["sm_number"] = present.sm_number + 1
         return replace(present, state=state, reason=reason, **ended)  # type: ignore[arg-type]
 
     return change

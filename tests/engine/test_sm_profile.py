@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine import keyring as keyrings
-from engine import sm_profile
+from engine import sm_profile, terminals
 from engine.deployment import Deployment
 from engine.errors import Exhausted, InvalidInput, PickgateError, Unauthenticated
 from engine.keyring import Purpose
@@ -224,6 +224,32 @@ def test_a_suspended_terminal_s_seal_does_not_open(counter: Counter) -> None:
     assert isinstance(counter.refused(counter.seal()), Unauthenticated)
     with pytest.raises(InvalidInput, match="revoked"):
         give(deployment.control, TERMINAL)
+
+
+def test_a_revoked_terminal_that_comes_back_has_none_of_its_old_secrets(counter: Counter) -> None:
+    """Revoked, invited anew, enrolled with a certificate: the secret from before opens nothing, and is not given again."""
+    deployment, token = counter.shop.deployment, "a token"
+    turn(deployment, "revoked")
+    invited = terminals.Terminal(
+        *TERMINAL,
+        invitation=terminals.digest_of(token.encode()),
+        invitation_until_s=counter.shop.clock.now_s + 60,
+    )
+    issued = terminals.Issued("a" * 64, "b" * 64, counter.shop.clock.now_s + 3600)
+    for verb, change in (
+        ("invite", terminals.invite(invited)),
+        ("enrol", terminals.enrol(token, issued, counter.shop.clock.now_s)),
+    ):
+        entry = deployment.control.change_terminal(
+            TERMINAL, change, verb=verb, body=(), request_id=f"{verb}-0001", actor="test"
+        )
+    assert entry.state == "active"
+    assert isinstance(counter.refused(counter.seal()), Unauthenticated)
+    number, secret = give(deployment.control, TERMINAL)
+    assert number > counter.number
+    assert secret != counter.secret
+    assert isinstance(counter.refused(counter.seal()), Unauthenticated)
+    assert counter.opener.open(PATH, counter.seal(secret=secret, number=number)).body
 
 
 def test_a_rotated_key_derives_new_secrets_and_the_old_ones_count_on(counter: Counter) -> None:
