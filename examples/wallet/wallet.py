@@ -50,7 +50,7 @@ ACKNOWLEDGE_S: Final = 1.0
 """How often the cursor is acknowledged at most: each is a write to the ledger."""
 TIMEOUT_S: Final = 10.0
 WAIT_S_MIN: Final = 0.2
-WAIT_S_MAX: Final = 30.0
+WAIT_S_MAX: Final = 5.0
 """Waits before another attempt double from the first to the second."""
 AGAIN: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
 """Statuses of a stream that ended for reasons of the moment."""
@@ -176,29 +176,35 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--once", action="store_true", help="end when everything that is there is booked")
     given = parser.parse_args(arguments)
     wallet = Wallet(given.database)
-    booked, wait_s = 0, WAIT_S_MIN
-    with _channel(given.target, given.ca_file) as channel:
-        service = settlement_grpc.SettlementServiceStub(channel)
-        while True:
-            before = wallet.cursor
-            try:
-                metadata = _metadata(given.token_file)
-                booked += follow(wallet, service, given.wallet, once=given.once, metadata=metadata)
-                break
-            except KeyboardInterrupt:
-                break
-            except grpc.RpcError as error:
-                if error.code() not in AGAIN:
-                    print(f"{error.code().name}: {error.details()}", file=sys.stderr)
-                    return 1
-            # It got on: the server is back, and whatever comes next is another matter.
-            wait_s = WAIT_S_MIN if wallet.cursor != before else min(2 * wait_s, WAIT_S_MAX)
-            time.sleep(wait_s)
-    print(f"booked {booked} shares")
+    status = 0
+    try:
+        with _channel(given.target, given.ca_file) as channel:
+            status = _book(wallet, settlement_grpc.SettlementServiceStub(channel), given)
+    except KeyboardInterrupt:
+        pass  # whoever ends it wants to know how it stands
     for payee, amount_fen in wallet.balances().items():
         print(f"{payee:>24} {amount_fen / 100:12.2f}")
     wallet.close()
-    return 0
+    return status
+
+
+def _book(wallet: Wallet, service: settlement_grpc.SettlementServiceStub, given: argparse.Namespace) -> int:
+    """Follow the feed, through whatever ends a stream; gives the exit status."""
+    booked, wait_s = 0, WAIT_S_MIN
+    while True:
+        before = wallet.cursor
+        try:
+            metadata = _metadata(given.token_file)
+            booked += follow(wallet, service, given.wallet, once=given.once, metadata=metadata)
+            print(f"booked {booked} shares")
+            return 0
+        except grpc.RpcError as error:
+            if error.code() not in AGAIN:
+                print(f"{error.code().name}: {error.details()}", file=sys.stderr)
+                return 1
+        # It got on: the server is back, and whatever comes next is another matter.
+        wait_s = WAIT_S_MIN if wallet.cursor != before else min(2 * wait_s, WAIT_S_MAX)
+        time.sleep(wait_s)
 
 
 def _metadata(token_file: Path | None) -> Metadata:
@@ -208,9 +214,15 @@ def _metadata(token_file: Path | None) -> Metadata:
 
 
 def _channel(target: str, ca_file: Path | None) -> grpc.Channel:
+    # A server that is back is found within seconds, not within gRPC's own two minutes.
+    options = (
+        ("grpc.initial_reconnect_backoff_ms", int(WAIT_S_MIN * 1000)),
+        ("grpc.max_reconnect_backoff_ms", int(WAIT_S_MAX * 1000)),
+    )
     if ca_file is None:
-        return grpc.insecure_channel(target)
-    return grpc.secure_channel(target, grpc.ssl_channel_credentials(ca_file.read_bytes()))
+        return grpc.insecure_channel(target, options=options)
+    credentials = grpc.ssl_channel_credentials(ca_file.read_bytes())
+    return grpc.secure_channel(target, credentials, options=options)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +21,7 @@ import pytest
 from engine import issuance, redemption
 from engine.calls import IssueRequest, RedeemRequest, ReverseRequest
 from engine.claims import Line, Split, Suite, Terminal, Version
+from engine.deployment import Deployment
 from engine.errors import PickgateError
 from engine.ledger import settlement
 from examples.wallet.wallet import Wallet
@@ -29,6 +33,9 @@ from server.issuers import Issuers
 from server.roles import Role
 from server.serve import Server
 from server.tls import Certificates
+from tests.race import shop
+from tests.race.serving import Serving, until
+from tests.race.shop import Shop
 from tests.server.books import BOUND_S, Books
 from tests.server.conftest import MALL, NEAR_STORE, SKU, TERMINAL, HouseFactory
 from tests.server.tokens import Idp
@@ -41,6 +48,7 @@ KILLS: Final = 100 if SOAK else 8
 AT_ONCE: Final = 60
 """Codes that are traded at once; each settles two or three times."""
 AMOUNTS: Final = (7_000, 999, 1)
+OURS: Final = Terminal(MALL, NEAR_STORE, TERMINAL)
 
 
 @pytest.fixture
@@ -70,9 +78,10 @@ def run(books: Books, path: Path, *words: str) -> subprocess.CompletedProcess[st
 class Trade:
     """Codes of three units that are picked up in two parts; some are brought back. Its own books know what is owed."""
 
-    def __init__(self, books: Books) -> None:
-        self._deployment = books.house.deployment
-        self._terminal = Terminal(MALL, NEAR_STORE, TERMINAL)
+    def __init__(self, deployment: Deployment, terminal: Terminal = OURS, sku_id: int = SKU) -> None:
+        self.deployment = deployment
+        self._terminal = terminal
+        self._sku_id = sku_id
         self._draw = random.Random(7)
         self._codes = 0
         self.settlements = 0
@@ -85,11 +94,11 @@ class Trade:
         payees = {n: [f"user:{self._draw.randrange(9)}" for _ in AMOUNTS] for n in numbers}
         requests = [
             IssueRequest(
-                mall_id=MALL,
+                mall_id=self._terminal.mall_id,
                 request_id=f"trade-{n:06}",
-                store_id=NEAR_STORE,
+                store_id=self._terminal.store_id,
                 order_id=f"TRADE-{n}",
-                lines=(Line(SKU, 3),),
+                lines=(Line(self._sku_id, 3),),
                 version=Version.STATIC,
                 suite=Suite.AES,
                 amount_fen=8_000,
@@ -100,7 +109,7 @@ class Trade:
             )
             for n in numbers
         ]
-        made = dict(zip(numbers, issuance.issue(self._deployment, requests), strict=True))
+        made = dict(zip(numbers, issuance.issue(self.deployment, requests), strict=True))
         codes_of = {}
         for n, answer in made.items():
             assert not isinstance(answer, PickgateError)
@@ -109,14 +118,14 @@ class Trade:
         whole = [n for n in numbers if self._draw.random() < 0.8]
         for units, which in ((1, list(numbers)), (2, whole)):
             outcomes = redemption.redeem(
-                self._deployment,
+                self.deployment,
                 [
                     RedeemRequest(
                         self._terminal,
                         f"redeem-{units}-{n:06}",
                         codes_of[n].typed,
                         pin=codes_of[n].pin,
-                        lines=(Line(SKU, units),),
+                        lines=(Line(self._sku_id, units),),
                     )
                     for n in which
                 ],
@@ -127,7 +136,7 @@ class Trade:
                 out[n] += units
         returned = [n for n in numbers if self._draw.random() < 0.4]
         reversals = [ReverseRequest(self._terminal, f"reverse-{n:06}", codes_of[n].uid) for n in returned]
-        for n, reversal in zip(returned, redemption.reverse(self._deployment, reversals), strict=True):
+        for n, reversal in zip(returned, redemption.reverse(self.deployment, reversals), strict=True):
             assert not isinstance(reversal, PickgateError)
             assert reversal.verdict.name == "REVERSED"
             out[n] = 0
@@ -198,7 +207,7 @@ def test_a_batch_is_booked_whole_or_not_at_all(tmp_path: Path) -> None:
 
 # --- over gRPC --------------------------------------------------------------------------------------------------------
 def test_it_books_and_acknowledges(books: Books, tmp_path: Path) -> None:
-    trade = Trade(books)
+    trade = Trade(books.house.deployment)
     trade.go_on(5)
     books.write()
     path = tmp_path / "wallet.sqlite3"
@@ -219,7 +228,7 @@ def test_it_books_and_acknowledges(books: Books, tmp_path: Path) -> None:
 
 def test_books_that_were_put_back_to_a_backup_are_brought_up_to_date(books: Books, tmp_path: Path) -> None:
     """Its cursor is then behind what it acknowledged: it is told again what it lacks, and goes on."""
-    trade = Trade(books)
+    trade = Trade(books.house.deployment)
     trade.go_on(3)
     books.write()
     path, backup = tmp_path / "wallet.sqlite3", tmp_path / "backup.sqlite3"
@@ -240,7 +249,7 @@ def test_books_that_were_put_back_to_a_backup_are_brought_up_to_date(books: Book
 def test_it_says_who_it_is_where_callers_are_known(books: Books, tmp_path: Path) -> None:
     trust, idp = Trust.make(tmp_path / "trust"), Idp(tmp_path / "idp")
     deployment = books.house.deployment
-    trade = Trade(books)
+    trade = Trade(books.house.deployment)
     trade.go_on(3)
     books.write()
     server = Server(
@@ -305,7 +314,7 @@ def test_a_wallet_that_is_killed_again_and_again_books_each_share_once(books: Bo
         sys.exit(wallet.main(sys.argv[2:]))
         """
     )
-    trade = Trade(books)
+    trade = Trade(books.house.deployment)
     failures: list[BaseException] = []
 
     def go_on() -> None:
@@ -350,3 +359,62 @@ def test_a_wallet_that_is_killed_again_and_again_books_each_share_once(books: Bo
     (booked,) = wallet._connection.execute("SELECT count(*) FROM bookings").fetchone()
     assert booked == 3 * trade.settlements
     wallet.close()
+
+
+@pytest.mark.fault
+def test_wallets_follow_through_kills_of_the_server(tmp_path: Path) -> None:
+    """Two wallets that follow a real server which is killed twice: each has everything once, and says so when it is ended."""
+    with Serving(tmp_path) as serving:
+        serving.furnish()
+        with serving.open_beside() as deployment:
+            sku_id = Shop(deployment, name="wallets").sku(10_000)
+            trade = Trade(deployment, Terminal(shop.MALL, shop.STORE, TERMINAL), sku_id)
+            trade.go_on(10)
+        paths = [tmp_path / f"{name}.sqlite3" for name in ("purse", "pocket")]
+        wallets = [
+            subprocess.Popen(
+                [
+                    *(sys.executable, str(ROOT / "examples" / "wallet" / "wallet.py")),
+                    *("--target", serving.address, "--database", str(path), "--wallet", path.stem),
+                ],
+                env=environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for path in paths
+        ]
+
+        def all_is_booked() -> bool:
+            return all(path.exists() and booked(path) == 3 * trade.settlements for path in paths)
+
+        try:
+            until(all_is_booked, "both have what there was")
+            for _ in range(2):
+                serving.end(signal.SIGKILL)
+                serving.start()
+                with serving.open_beside() as trade.deployment:
+                    trade.go_on(10)
+                until(all_is_booked, "both have what came after the kill", 60.0)
+            for wallet in wallets:
+                wallet.send_signal(signal.SIGINT)
+            for wallet in wallets:
+                printed, complained = wallet.communicate(timeout=30)
+                assert (wallet.returncode, complained) == (0, "")
+                balances = {
+                    payee: round(float(yuan) * 100) for payee, yuan in map(str.split, printed.splitlines())
+                }
+                assert balances == dict(sorted(trade.owed.items()))
+        finally:
+            for wallet in wallets:
+                wallet.kill()
+                wallet.wait()
+
+
+def booked(path: Path) -> int:
+    """Bookings, counted by somebody else than the wallet."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as connection:
+        try:
+            return int(connection.execute("SELECT count(*) FROM bookings").fetchone()[0])
+        except sqlite3.OperationalError:  # the tables are about to be made
+            return 0
