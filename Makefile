@@ -103,6 +103,9 @@ bench: setup ## Benchmarks: ratios in one run; without ARGS, a million live code
 		$(if $(ARGS),,echo; $(PY) -m tests.bench.million || status=$$((status ? status : $$?)); \
 			echo; $(PY) -m tests.bench.rebuild || status=$$((status ? status : $$?));) exit $$status
 
+ratios: setup ## Guarded ratios of one run (a minute): fails where one has become 1.5 times worse; figures in build/bench/
+	@$(PY) -m tests.bench --guard
+
 load: setup ## Load on this machine, beside nothing else: ours and a comparison, peak, latency, books; writes build/load/report.html
 	@$(PY) -m loadtests lot $(ARGS)
 

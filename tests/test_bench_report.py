@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from tests.bench.report import (
+    GUARDS,
+    REGRESSION,
     TARGETS,
     Judgement,
     Row,
@@ -13,6 +15,7 @@ from tests.bench.report import (
     as_json,
     as_text,
     duration,
+    guarded,
     judge,
     machine,
     rate,
@@ -103,7 +106,7 @@ def test_the_report_says_what_was_found_and_not_where() -> None:
         line.split() == ["open,", "V1", "AES", "1,000", "1", "µs", "1", "M", "20.0"]
         for line in text.splitlines()
     )
-    assert "met  open, V1 AES: wanted 10 times `plain`, found 20.0" in text
+    assert "met  open, V1 AES: wanted 10 times `plain`, found 20" in text
     data = as_json(raw, machine())
     assert data["rows"][0]["ratios"] == {"plain": pytest.approx(20.0)}
     assert data["fsync_s"] == 0.000125
@@ -117,3 +120,29 @@ def test_every_target_has_a_name_of_its_own() -> None:
 def test_units() -> None:
     assert [duration(seconds) for seconds in (2.0, 2e-3, 2e-6, 2e-9)] == ["2 s", "2 ms", "2 µs", "2 ns"]
     assert [rate(per_second) for per_second in (2e6, 2e3, 2.0)] == ["2 M", "2 k", "2 "]
+
+
+def guarded_run(slower: float) -> dict[str, Any]:
+    """All that is guarded as it was found, ours so many times slower."""
+    benchmarks = []
+    for target in GUARDS:
+        implementation = "kernel" if target.subject in ("seal", "open") else "engine"
+        benchmarks.append(benchmark(target.subject, target.case, implementation, 64, 64e-6 * slower))
+        benchmarks.append(benchmark(target.subject, target.case, "plain", 32, 32e-6 * target.wanted))
+    return {"benchmarks": benchmarks}
+
+
+def test_what_has_become_half_as_slow_again_fails() -> None:
+    assert acceptable(guarded(guarded_run(0.99)), complete=True)
+    assert acceptable(guarded(guarded_run(REGRESSION - 0.01)), complete=True)
+    findings = guarded(guarded_run(REGRESSION + 0.01))
+    assert {finding.judgement for finding in findings} == {Judgement.MISSED}
+    assert not acceptable(findings, complete=True)
+
+
+def test_a_guarded_ratio_that_was_not_measured_fails() -> None:
+    run = guarded_run(1.0)
+    del run["benchmarks"][-1]
+    findings = guarded(run)
+    assert findings[-1].judgement is Judgement.NOT_MEASURED
+    assert not acceptable(findings, complete=True)

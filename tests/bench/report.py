@@ -53,6 +53,23 @@ TARGETS: Final = (
 )
 
 
+REGRESSION: Final = 1.5
+"""A ratio that is so many times smaller than when it was written down has regressed."""
+GUARDS: Final = (
+    Target("seal", "V1 AES", "plain", 12.6),
+    Target("seal", "V2 AES", "plain", 35.6),
+    Target("seal", "V1 SM", "plain", 5.5),
+    Target("seal", "V2 SM", "plain", 11.1),
+    Target("open", "V1 AES", "plain", 18.2),
+    Target("open", "V2 AES", "plain", 39.9),
+    Target("open", "V1 SM", "plain", 7.4),
+    Target("open", "V2 SM", "plain", 12.8),
+    Target("redeem in the store", "memory, batches of 64", "plain", 0.35),
+    Target("redeem, wire to wire", "batches of 64", "plain", 11.6),
+)
+"""Ratios as they were found, for `make ratios`: what a change makes REGRESSION times worse, fails."""
+
+
 class Judgement(StrEnum):
     """How a target stands."""
 
@@ -107,8 +124,10 @@ def rows_of(raw: Mapping[str, Any]) -> list[Row]:
     return [Row(subject, case, batches[subject, case], found) for (subject, case), found in seconds.items()]
 
 
-def judge(rows: Iterable[Row], targets: Iterable[Target] = TARGETS) -> list[Finding]:
-    """Return a finding for each target."""
+def judge(
+    rows: Iterable[Row], targets: Iterable[Target] = TARGETS, margin: float = WIDE_MARGIN
+) -> list[Finding]:
+    """Return a finding for each target; below `margin` of what is wanted it is missed."""
     by_name = {(row.subject, row.case): row for row in rows}
     findings = []
     for target in targets:
@@ -123,9 +142,14 @@ def judge(rows: Iterable[Row], targets: Iterable[Target] = TARGETS) -> list[Find
         elif found >= target.wanted:
             judgement = Judgement.MET
         else:
-            judgement = Judgement.NEAR if found >= WIDE_MARGIN * target.wanted else Judgement.MISSED
+            judgement = Judgement.NEAR if found >= margin * target.wanted else Judgement.MISSED
         findings.append(Finding(target, found, judgement))
     return findings
+
+
+def guarded(raw: Mapping[str, Any]) -> list[Finding]:
+    """Return how the guarded ratios stand."""
+    return judge(rows_of(raw), GUARDS, 1 / REGRESSION)
 
 
 def acceptable(findings: Iterable[Finding], *, complete: bool) -> bool:
@@ -183,6 +207,7 @@ def as_json(raw: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
             for row in rows
         ],
         "targets": [asdict(finding) for finding in judge(rows)],
+        "guards": [asdict(finding) for finding in guarded(raw)],
     }
 
 
@@ -192,8 +217,10 @@ def fsync_of(raw: Mapping[str, Any]) -> float | None:
     return next((latency for latency in found if latency is not None), None)
 
 
-def as_text(raw: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    """Return the report for people."""
+def as_text(
+    raw: Mapping[str, Any], about: Mapping[str, Any], findings: Iterable[Finding] | None = None
+) -> str:
+    """Return the report for people. findings: those to show; None for the targets'."""
     rows = rows_of(raw)
     lines = [
         f"{name}: {', '.join(value) if isinstance(value, list) else value}" for name, value in about.items()
@@ -216,7 +243,7 @@ def as_text(raw: Mapping[str, Any], about: Mapping[str, Any]) -> str:
             )
         )
     lines += ["", *_aligned(table), "", *_explanation(), ""]
-    for finding in judge(rows):
+    for finding in judge(rows) if findings is None else findings:
         target = finding.target
         wanted = (
             f"{target.wanted:g} times `{target.against}`"
@@ -224,7 +251,7 @@ def as_text(raw: Mapping[str, Any], about: Mapping[str, Any]) -> str:
             else f"{rate(target.wanted)} items/s"
         )
         found = (
-            "" if finding.found is None else f"{finding.found:.1f}" if target.against else rate(finding.found)
+            "" if finding.found is None else f"{finding.found:.3g}" if target.against else rate(finding.found)
         )
         lines.append(
             f"{finding.judgement:>12}  {target.subject}, {target.case}: wanted {wanted}, found {found or '-'}"

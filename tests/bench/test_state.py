@@ -7,7 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -122,6 +122,42 @@ def test_redeem(measure: Measure, benchmark: BenchmarkFixture, connection: Conne
     assert verdicts == [RedeemVerdict.REDEEMED.number] * count
     if connection.durability is Durability.FSYNC:
         benchmark.extra_info["fsync_s"] = fsync_s()
+
+
+PLAIN: Final = """
+local answers = {}
+for n = 1, #ARGV do
+  local uid = ARGV[n]:sub(1, 8)
+  local record = redis.call('HGET', KEYS[1], uid)
+  local left = redis.call('HINCRBY', KEYS[2], 'left', -1)
+  redis.call('HSET', KEYS[1], uid, ARGV[n])
+  redis.call('HSET', KEYS[3], ARGV[n]:sub(9, 20), ARGV[n])
+  redis.call('APPEND', KEYS[4], uid)
+  redis.call('XADD', KEYS[5], '*', 'e', ARGV[n])
+  answers[n] = (record and 'A' or 'U') .. left
+end
+return answers
+"""
+"""What any script must do that takes a unit durably: read a record, change it and the stock, remember the answer, say when it is to be
+forgotten, append an event. No rule is looked at. The measure of our script's rules."""
+
+
+@pytest.mark.parametrize("count", [64])
+def test_plain_script(measure: Measure, connection: Connection, count: int) -> None:
+    durability = connection.durability.value
+    [sha] = connection.read([("SCRIPT", "LOAD", PLAIN)])
+    keys = [f"{{plain}}{name}" for name in ("records", "stock", "answers", "due", "events")]
+    [answers] = measure(
+        "redeem in the store",
+        f"{durability}, batches of {count}",
+        "plain",
+        count,
+        lambda items: connection.read([("EVALSHA", sha, len(keys), *keys, *items)]),
+        prepare=lambda: (tries([draw.randbytes(8) for _ in range(count)]),),
+        rounds=ROUNDS[count],
+    )
+    assert len(answers) == count
+    assert all(answer.startswith(b"U") for answer in answers)
 
 
 def fsync_s() -> float:
