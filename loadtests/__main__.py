@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from loadtests import bounds, checks, h2load, idle, lot, machine, stacks, steps
+from loadtests import bounds, checks, h2load, identity, idle, lot, machine, stacks, steps
 from loadtests import lag as lags
 from loadtests import overload as overloads
 from loadtests import peak as peaks
@@ -121,6 +121,13 @@ def _parser() -> argparse.ArgumentParser:
     made.set_defaults(command=_lag)
     made.add_argument("--rate", type=_positive, default=bounds.LAG_RATE_PER_S)
     made.add_argument("--seconds", type=_positive, default=bounds.LAG_SECONDS)
+
+    text = (
+        "What knowing the callers costs: open, with access tokens, and with TLS and terminals' certificates."
+    )
+    made = commands.add_parser("identity", help=text, description=text)
+    made.set_defaults(command=_identity)
+    made.add_argument("--rounds", type=_whole, default=bounds.IDENTITY_ROUNDS)
 
     text = "Locust: terminals, a mall and wallets at lunch."
     made = commands.add_parser("rush", help=text, description=text)
@@ -228,6 +235,12 @@ def _lag(console: Console, asked: argparse.Namespace, folder: Path) -> int:
         found = lags.lag(subject, stack.data_dir, asked.rate, asked.seconds)
     checks.show(console, "The ledger beside redemptions", ("", ""), found.rows())
     return _finish(console, asked, "lag", found.as_json(), found.checks())
+
+
+def _identity(console: Console, asked: argparse.Namespace, folder: Path) -> int:
+    found = identity.measure(folder, seed=asked.seed, rounds=asked.rounds)
+    checks.show(console, "What knowing the callers costs", identity.HEADS, found.rows())
+    return _finish(console, asked, "identity", found.as_json(), found.checks())
 
 
 def _rush(console: Console, asked: argparse.Namespace, folder: Path) -> int:

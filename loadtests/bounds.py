@@ -86,6 +86,14 @@ LAG_LOOK_S: Final = 0.05
 LAG_S_MAX: Final = 1.0
 LAG_CATCH_UP_S: Final = 60.0
 
+# --- identity -----------------------------------------------------------------------------------------------------
+IDENTITY_ROUNDS: Final = 5
+IDENTITY_CODES: Final = 2_500
+"""Of each round and way."""
+IDENTITY_WINDOW: Final = 32
+IDENTITY_COST_MAX: Final = 0.1
+"""What knowing the caller may cost, as a share of the server's time for a redemption."""
+
 # --- rush (Locust) ------------------------------------------------------------------------------------------------
 RUSH_USERS: Final = 60
 RUSH_SECONDS: Final = 60.0

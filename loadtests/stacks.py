@@ -70,6 +70,7 @@ class Stack:
         self._socket_dir = None if tcp else Path(tempfile.mkdtemp(prefix="pg-"))
         self._process: subprocess.Popen[str] | None = None
         self.address = ""
+        self.addresses: list[str] = []
         self.store = ""
         """What it says of its store."""
 
@@ -112,7 +113,8 @@ class Stack:
             self.stop()
             raise StackFailed(f"{self.name} did not come up; its log ends:\n{self.log_tail()}")
         said = json.loads(line)
-        self.address, self.store = said["serving"][0], said["store"]
+        self.addresses, self.store = said["serving"], said["store"]
+        self.address = self.addresses[0]
         return self
 
     def __exit__(

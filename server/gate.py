@@ -48,7 +48,7 @@ class Caller:
 
     __slots__ = ("epoch", "grants", "identity", "terminal", "terminals", "thumbprint", "until_s", "used")
 
-    def __init__(self, identity: Identity, terminal: Key | None, thumbprint: str, epoch: object) -> None:
+    def __init__(self, identity: Identity, terminal: Key | None, thumbprint: str, epoch: int) -> None:
         self.identity = identity
         self.terminal = terminal
         self.thumbprint = thumbprint
@@ -148,13 +148,14 @@ class Gate:
         pem = context.auth_context().get("x509_pem_cert")
         return self.grant(method, pem[0] if pem else None, context.invocation_metadata(), context.peer)
 
-    def admit(self, methods: Sequence[str]) -> Callable[[Any], Exception | None]:
-        """As `grant`, for the hot lane (server.hotlane.Admit): methods by number."""
+    def admit(self, methods: Sequence[str], *, tls: bool) -> Callable[[Any], Exception | None]:
+        """As `grant`, for the hot lane (server.hotlane.Admit): methods by number. tls: callers may have certificates."""
         names = [path.removeprefix(_PACKAGE).replace("/", ".") for path in methods]
 
         def admit(call: Any) -> Exception | None:
             try:
-                call.grant = self.grant(names[call.method], call.certificate(), call.metadata(), call.peer)
+                certificate = call.certificate() if tls else None
+                call.grant = self.grant(names[call.method], certificate, call.metadata(), call.peer)
             except PickgateError as error:
                 return error
             return None
@@ -175,7 +176,8 @@ class Gate:
             # Not the token itself: what is kept in memory for long should open no door.
             key = (certificate, hashlib.sha256(authorization.encode("utf-8", "surrogatepass")).digest())
         caller = self._known.get(key)
-        epoch = (self._epoch, self._issuers.revision if self._issuers is not None else 0)
+        # Both only rise, so their sum tells one state from all before it.
+        epoch = self._epoch if self._issuers is None else self._epoch + self._issuers.revision
         if caller is None or caller.epoch != epoch or caller.until_s < self._unix_s():
             caller = self._meet(certificate, authorization, peer, epoch)
             if key is not None:
@@ -203,7 +205,7 @@ class Gate:
             raise self._unknown("terminal")
 
     def _meet(
-        self, certificate: bytes | None, authorization: str | None, peer: Callable[[], str], epoch: object
+        self, certificate: bytes | None, authorization: str | None, peer: Callable[[], str], epoch: int
     ) -> Caller:
         leaf = None if certificate is None else x509.load_pem_x509_certificate(certificate)
         thumbprint = b"" if leaf is None else leaf.fingerprint(SHA256())

@@ -59,7 +59,8 @@ _DATUM_MAX: Final = 3
 
 def _granted(found: Scanned, grants: Sequence[Grant | None]) -> npt.NDArray[np.bool_]:
     """Rows whose mall, store and terminal are within what their callers may do."""
-    own = np.array([given[:3] if given else (0, 0, 0) for given in grants], np.float64).T
+    rows = b"".join([given.row for given in grants if given is not None])
+    own = np.frombuffer(rows, np.float64).reshape(-1, 3).T
     granted: npt.NDArray[np.bool_] = ((own == 0.0) | (own == found.numbers[:3])).all(axis=0)
     return granted
 

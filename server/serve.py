@@ -170,7 +170,7 @@ class Server:
                 self._server,
                 methods,
                 deployment.connection.owners,
-                admit=None if gate is None else gate.admit(list(methods)),
+                admit=None if gate is None else gate.admit(list(methods), tls=certificates is not None),
                 queue_calls_max=queue_calls_max,
                 request_wait_s=request_wait_s,
                 throttle=self.throttle,

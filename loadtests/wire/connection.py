@@ -8,6 +8,7 @@ that were there before; all else (large messages, exhausted windows, too many st
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -66,9 +67,14 @@ class Done(NamedTuple):
     """When its last bytes had been read, by the caller's clock."""
 
 
-def method(path: str, authority: str = "pickgate", timeout_ms: int | None = None) -> Method:
+def method(
+    path: str,
+    authority: str = "pickgate",
+    timeout_ms: int | None = None,
+    metadata: Sequence[tuple[str, str]] = (),
+) -> Method:
     """Prepare a method, as `headers.request_block`. Raises ValueError if its headers don't fit into one frame."""
-    block = headers.request_block(path, authority, timeout_ms)
+    block = headers.request_block(path, authority, timeout_ms, metadata)
     if len(block) >= frames.FRAME_BYTES_DEFAULT:
         raise ValueError(f"the headers of {path[:60]!r} have {len(block)} bytes, more than one frame")
     return Method(_head(len(block), Type.HEADERS, frames.END_HEADERS), block)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -26,8 +27,11 @@ class NotReachable(Exception):
     """Nobody takes connections at the target."""
 
 
-def connect(target: str) -> socket.socket:
-    """A connected socket for host:port or unix:/path. Raises NotReachable, and ValueError for what is no target."""
+def connect(target: str, tls: ssl.SSLContext | None = None) -> socket.socket:
+    """A connected socket for host:port or unix:/path, under TLS if a context is given.
+
+    Raises NotReachable, and ValueError for what is no target.
+    """
     try:
         if target.startswith("unix:"):
             made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -43,10 +47,21 @@ def connect(target: str) -> socket.socket:
                 raise ValueError(f"{target!r} is no target: write host:port or unix:/path")
             made = socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S)
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if tls is not None:
+                made = tls.wrap_socket(made, server_hostname=host.strip("[]"))
     except OSError as error:
         raise NotReachable(f"{target}: {error.strerror or error}") from None
     made.setblocking(False)
     return made
+
+
+def _rest(connection: socket.socket, data: bytes) -> bytes:
+    """What TLS has taken off the socket already, behind `data`: epoll does not see it."""
+    parts = [data]
+    with contextlib.suppress(ssl.SSLWantReadError):
+        while parts[-1]:
+            parts.append(connection.recv(READ_BYTES))
+    return b"".join(parts)
 
 
 class _Line:
@@ -54,8 +69,10 @@ class _Line:
 
     __slots__ = ("connection", "socket", "unsent")
 
-    def __init__(self, target: str, done: list[Done], blocks: headers.Blocks) -> None:
-        self.socket = connect(target)
+    def __init__(
+        self, target: str, done: list[Done], blocks: headers.Blocks, tls: ssl.SSLContext | None
+    ) -> None:
+        self.socket = connect(target, tls)
         self.connection = Connection(done, blocks)
         self.unsent = b""
 
@@ -64,8 +81,9 @@ class Pool:
     """Calls over several connections. Use it as a context manager, or call `close`; not thread-safe.
 
     Args:
-        target: host:port or unix:/path, spoken to in HTTP/2 without TLS and without an upgrade.
+        target: host:port or unix:/path, spoken to in HTTP/2 without an upgrade.
         connections: how many.
+        tls: for TLS; None: without.
         clock_ns: what `Done.at_ns` and the waits between attempts go by.
 
     Raises NotReachable if the first connections can't be had. Later on, a lost one ends its open calls with UNAVAILABLE and is
@@ -73,9 +91,15 @@ class Pool:
     """
 
     def __init__(
-        self, target: str, connections: int = 8, *, clock_ns: Callable[[], int] = time.perf_counter_ns
+        self,
+        target: str,
+        connections: int = 8,
+        *,
+        tls: ssl.SSLContext | None = None,
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self._target = target
+        self._tls = tls
         self._clock_ns = clock_ns
         self._blocks = headers.Blocks()
         self._done: list[Done] = []
@@ -168,7 +192,7 @@ class Pool:
 
     # --- sockets -----------------------------------------------------------------------------------------------------
     def _open(self, slot: int) -> _Line:
-        line = _Line(self._target, self._done, self._blocks)
+        line = _Line(self._target, self._done, self._blocks, self._tls)
         self._lines[slot] = line
         self._by_fd[line.socket.fileno()] = line
         self._epoll.register(line.socket, select.EPOLLIN)
@@ -198,7 +222,7 @@ class Pool:
             return
         try:
             sent = line.socket.send(data)
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             sent = 0
         except OSError as error:
             self._lose(line, error.strerror or str(error))
@@ -214,7 +238,9 @@ class Pool:
             return  # lost while it was written to
         try:
             data = line.socket.recv(READ_BYTES)
-        except BlockingIOError:
+            if self._tls is not None:
+                data = _rest(line.socket, data)
+        except (BlockingIOError, ssl.SSLWantReadError):
             return
         except OSError as error:
             self._lose(line, error.strerror or str(error))
