@@ -16,7 +16,7 @@ if TYPE_CHECKING or not PURE:
         from ext.primitives import Prf, aes_256_ctr, hkdf, hmac_sha256, hmac_sm3, sha256, sm3, sm4_ctr
         from ext.seal import KeyTable, open_batch, open_text_batch, seal_batch, seal_text_batch
         from ext.sign import generate, public_of, sign, verify
-        from ext.sm2 import encrypt as sm2_encrypt
+        from ext.sm2 import sm2_encrypt
     except ImportError as missing:
         raise ImportError(
             f"a kernel is not built or not loadable ({missing}): run `make build`, "
@@ -42,11 +42,11 @@ else:
         seal_text_batch,
         sha256,
         sign,
+        sm2_encrypt,
         sm3,
         sm4_ctr,
         verify,
     )
-    from ext.sm2_reference import encrypt as sm2_encrypt
 
 __all__ = [
     "CLAIMS",

@@ -316,6 +316,12 @@ def verify(suite: int, public: bytes, message: bytes, signature: bytes) -> bool:
     return True
 
 
+def sm2_encrypt(public: bytes, message: bytes) -> bytes:
+    """The SM2 ciphertext of a message, C1, C3, C2."""
+    _expect_bytes(public, message)
+    return sm2_reference.encrypt(public, message)
+
+
 # seal and open -----------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from typing import Final
 
 SM2_MESSAGE_BYTES_MAX: Final[int]
 
-def encrypt(public: bytes, message: bytes) -> bytes:
+def sm2_encrypt(public: bytes, message: bytes) -> bytes:
     """Encrypt to a public key: 0x04 | x | y (65 bytes, C1), digest (32, C3), and as many bytes as the message has (C2).
 
     public: 65 bytes, 0x04 | x | y. message: 1 to SM2_MESSAGE_BYTES_MAX bytes. Others raise ``ValueError``. Fresh each time. Whoever

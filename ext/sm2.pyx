@@ -47,7 +47,7 @@ cdef tuple _element(bytes der, Py_ssize_t at, int tag):
     return der[at:at + size], at + size
 
 
-def encrypt(bytes public not None, bytes message not None):
+def sm2_encrypt(bytes public not None, bytes message not None):
     cdef unsigned char made[DER_SIZE_MAX]
     cdef size_t size = DER_SIZE_MAX
     cdef const unsigned char *data = <const unsigned char *> PyBytes_AS_STRING(message)

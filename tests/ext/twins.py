@@ -12,12 +12,14 @@ import ext.primitives
 import ext.reference
 import ext.seal
 import ext.sign
+import ext.sm2
 from ext.claims import CLAIMS, Suite, Version
 
 NAMES: Final = {
     ext.primitives: ("Prf", "aes_256_ctr", "hkdf", "hmac_sha256", "hmac_sm3", "sha256", "sm3", "sm4_ctr"),
     ext.base32: ("decode", "decode_batch", "encode", "encode_batch"),
     ext.sign: ("generate", "public_of", "sign", "verify"),
+    ext.sm2: ("sm2_encrypt",),
     ext.seal: ("KeyTable", "open_batch", "open_text_batch", "seal_batch", "seal_text_batch"),
 }
 
