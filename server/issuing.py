@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from engine.errors import SetupError
+from engine.errors import ConfigError, SetupError
 from engine.terminals import Issued, digest_of
 from server.authority import Authority, TerminalId, requested_key
 
@@ -58,6 +58,19 @@ class Issuing:
                 f"the CA in {self._files[0]} has ended: have terminals' certificates signed by another"
             )
         return authority
+
+    def check_trusted(self, roots: Path) -> None:
+        """See that what it signs will be let in. Raises ConfigError when its CA is not among the roots."""
+        try:
+            trusted = x509.load_pem_x509_certificates(roots.read_bytes())
+        except (OSError, ValueError):
+            return  # reading the roots themselves says what is wrong
+        if self._authority().certificate not in trusted:
+            raise ConfigError(
+                f"the CA in {self._files[0]} is not among those of tls_ca_file, {roots}: no terminal that it enrols would be let"
+                " in; add it there",
+                field="issuing_cert_file",
+            )
 
     def sign(self, csr_pem: str, terminal: TerminalId) -> Signed:
         """Sign a request. Raises InvalidInput for one that is not in order, SetupError."""

@@ -247,9 +247,12 @@ def issuing(settings: Settings) -> Issuing | None:
     """What signs terminals' certificates; None when none are given out. Raises SetupError."""
     if settings.issuing_cert_file is None or settings.issuing_key_file is None:
         return None
-    return Issuing(
+    made = Issuing(
         settings.issuing_cert_file,
         settings.issuing_key_file,
         trust_domain=settings.trust_domain,
         days=settings.terminal_certificate_days,
     )
+    if settings.tls_ca_file is not None:
+        made.check_trusted(settings.tls_ca_file)
+    return made

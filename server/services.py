@@ -625,6 +625,8 @@ def _stream_handler(
                 if not context.add_callback(lasting.close):
                     return
                 for news in lasting:
+                    # It may last for days: whoever counts no more meanwhile is told no more.
+                    may(context)
                     yield tell(news).SerializeToString()
         except Exception as error:
             context.abort_with_status(rpc_status.to_status(statuses.rich_status(statuses.tell(error))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -518,6 +519,23 @@ def test_a_terminal_that_is_suspended_is_refused_within_five_seconds_by_all_on_o
         wait_until(lambda: not let_in(), "it is refused for good", bound_s=5)
     assert status(call(guarded.channel(guarded.trust.terminal(*place)), name, data)) == "UNAUTHENTICATED"
     assert status(call(guarded.channel(guarded.trust.terminal(*OWN)), name, own(name))) != "UNAUTHENTICATED"
+
+
+def test_a_stream_tells_no_more_once_its_caller_counts_no_more(guarded: Guarded, house: House) -> None:
+    guarded.idp.add("k3")
+    token, name = guarded.idp.token(kid="k3"), "StoreService.ListCatalogue"
+    wait_until(lambda: call(guarded.channel(), name, own(name), token) is None, "the new key counts")
+    path, metadata = "/pickgate.v1.StockService/WatchStock", (("authorization", f"Bearer {token}"),)
+    stream: Any = guarded.channel().unary_stream(path, None, None)(
+        own("StockService.WatchStock"), timeout=60, metadata=metadata
+    )
+    assert next(stream)
+    guarded.idp.drop("k3")
+    wait_until(lambda: call(guarded.channel(), name, own(name), token) is not None, "the key is gone")
+    house.issue()
+    with pytest.raises(grpc.RpcError) as caught:
+        list(itertools.islice(stream, 10))
+    assert refused(caught.value, "UNAUTHENTICATED")
 
 
 # --- the gate itself -----------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from PIL import Image
 
+from engine.errors import ConfigError
 from engine.terminals import digest_of
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import terminal_service_pb2 as terminal_pb
@@ -465,6 +466,15 @@ def test_lists_go_by_pages_and_places(counter: Counter) -> None:
     assert listed(mall_id=OTHER_MALL) == ([], "")
     for token in ("x", "1:2", "1:2:3:4", "1:2:-3", "1" * 200):
         assert refusal(lambda token=token: listed(page_token=token)) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_ca_whose_terminals_would_not_be_let_in_is_refused_at_the_start(tmp_path: Path) -> None:
+    trust, other = Trust.make(tmp_path / "trust"), Trust.make(tmp_path / "other")
+    key = other.write("ca-key", other.authority.key_pem)
+    made = Issuing(other.folder / "ca.pem", key, trust_domain=DOMAIN, days=30)
+    made.check_trusted(other.folder / "ca.pem")
+    with pytest.raises(ConfigError, match="not among those of tls_ca_file"):
+        made.check_trusted(trust.folder / "ca.pem")
 
 
 def test_without_a_ca_nobody_enrols_and_nothing_is_used_up(house: House) -> None:
