@@ -31,6 +31,7 @@ from engine.errors import (
     UnknownMall,
 )
 from engine.forgeries import Forgeries
+from engine.freezes import Freeze, Shelf
 from engine.idempotency import body_digest, request_digest
 from engine.keyring import Keyring, Keys
 from engine.nearest import StoreTable
@@ -51,7 +52,7 @@ _PUT_ROUNDS: Final = 16
 _NEVER: Final = -1
 """A version that no kind ever has: a put that expects it can only be remembered, or refused."""
 
-_Entries = Mall | Store | CatalogueEntry | Policy | Provider | Terminal
+_Entries = Mall | Store | CatalogueEntry | Policy | Provider | Terminal | Freeze
 _ENTRY_TYPES: Final[Mapping[str, type[_Entries]]] = {
     "malls": Mall,
     "stores": Store,
@@ -59,6 +60,7 @@ _ENTRY_TYPES: Final[Mapping[str, type[_Entries]]] = {
     "policies": Policy,
     "providers": Provider,
     "terminals": Terminal,
+    "freezes": Freeze,
 }
 
 
@@ -73,6 +75,7 @@ class Copy:
     policies: Policies
     providers: Mapping[str, Provider]
     terminals: Mapping[Key, Terminal]
+    freezes: Mapping[Shelf, Freeze]
     """The same object as long as none of them has changed."""
     table: StoreTable
     """The stores, ready for engine.nearest."""
@@ -205,6 +208,7 @@ class Control:
                 policies=policies,
                 providers=entries["providers"],
                 terminals=entries["terminals"],
+                freezes=entries["freezes"],
                 table=StoreTable(entries["stores"].values())
                 if old is None or "stores" in changed
                 else old.table,
@@ -377,6 +381,14 @@ class Control:
         """Put providers of proof tokens whole, by id: a key that is left out no longer counts. See `_put`."""
         return self._put("providers", items, request_id, actor)
 
+    def put_freezes(self, items: Sequence[Freeze], *, request_id: str, actor: str) -> int:
+        """Freeze SKUs at stores, or lift that; a shelf that never was may be frozen too. See `_put`."""
+        return self._put("freezes", items, request_id, actor)
+
+    def freezes(self) -> tuple[Freeze, ...]:
+        """What is frozen now, by mall, store and SKU."""
+        return tuple(one for _, one in sorted(self.copy().freezes.items()) if one.frozen)
+
     def change_terminal(
         self, key: Key, change: Change, *, verb: str, body: Sequence[object], request_id: str, actor: str
     ) -> Terminal:
@@ -509,7 +521,7 @@ class Control:
         )
 
 
-def _key(item: _Entries) -> int | str | tuple[int, int] | Key:
+def _key(item: _Entries) -> int | str | tuple[int, int] | Shelf | Key:
     match item:
         case CatalogueEntry():
             return item.mall_id, item.sku_id
@@ -519,5 +531,7 @@ def _key(item: _Entries) -> int | str | tuple[int, int] | Key:
             return item.id
         case Store():
             return item.store_id
+        case Freeze():
+            return item.shelf
         case _:
             return item.field

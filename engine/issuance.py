@@ -31,6 +31,7 @@ from engine.claims import Line, State, Version, partition_of
 from engine.control import Copy
 from engine.deployment import Deployment
 from engine.errors import InvalidInput, PickgateError, TooManyItems, UnknownMall
+from engine.freezes import frozen_among
 from engine.idempotency import body_digest, request_digest
 from engine.keyring import Keys
 from engine.registered import registered
@@ -188,6 +189,9 @@ def _issue_item(
             field="lines",
         )
     finding, finding_sku = _finding(copy, request)
+    lines, bundles = take_apart(copy, request.mall_id, request.lines)
+    if finding is None and (frozen := frozen_among(copy.freezes, request.mall_id, request.store_id, lines)):
+        finding, finding_sku = IssueVerdict.SKU_FROZEN, frozen
     if finding is None and proof_needed and not proof.provable(copy.providers, terms.proof_methods):
         # It could be handed out to nobody, and without a proof it must not be: refuse before anybody has paid.
         finding = IssueVerdict.PROOF_UNAVAILABLE
@@ -197,7 +201,6 @@ def _issue_item(
     if static:
         keys.active_serial_prf()
     keys.active_uid_prf()
-    lines, bundles = take_apart(copy, request.mall_id, request.lines)
     free, others = _candidates(deployment, keys, request, version)
     ttl_s = request.ttl_s or terms.code_ttl_s
     return codes.IssueItem(

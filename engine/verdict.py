@@ -189,6 +189,11 @@ _PROOF_UNAVAILABLE = Answer(
     "Valuable goods need a proof of who the customer is, and no registered provider gives one that the policy offers (face alone"
     " is not enough): register a provider, or have the policy say that none is needed.",
 )
+_SKU_FROZEN = Answer(
+    Next.FINAL,
+    "商品 {sku_id} 在该门店账实不符，已暂停发码，请待核对后重试或换门店。",
+    "SKU {sku_id} is frozen at this store: its books don't agree. Choose another store, or have it checked and unfrozen.",
+)
 _UNKNOWN_STORE = Answer(
     Next.FINAL,
     "门店 {store_id} 不存在或不属于该商城。",
@@ -210,6 +215,7 @@ class HoldVerdict(Verdict):
     CHANNEL_CLOSED = 6, _CHANNEL_CLOSED
     PROMOTION_STOPPED = 7, _PROMOTION_STOPPED
     PROOF_UNAVAILABLE = 8, _PROOF_UNAVAILABLE
+    SKU_FROZEN = 9, _SKU_FROZEN
 
 
 class IssueVerdict(Verdict):
@@ -223,6 +229,7 @@ class IssueVerdict(Verdict):
     CHANNEL_CLOSED = 6, _CHANNEL_CLOSED
     PROMOTION_STOPPED = 7, _PROMOTION_STOPPED
     PROOF_UNAVAILABLE = 8, _PROOF_UNAVAILABLE
+    SKU_FROZEN = 9, _SKU_FROZEN
 
 
 class ConfirmVerdict(Verdict):

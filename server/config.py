@@ -194,6 +194,9 @@ class Settings(BaseModel):
         description="a time of day and a time zone, for example '04:00 Asia/Shanghai', or 'off'",
         pattern=r"^(off|[0-9]{2}:[0-9]{2} \S{1,64})$",
     )
+    ledger_freeze_on_drift: bool = Field(
+        default=False, description="true or false: whether SKUs whose books differ are frozen"
+    )
     ledger_events_days: int = Field(
         default=retention.EVENTS_DAYS, ge=retention.EVENTS_DAYS, le=36_525, description="days, 1096 .. 36525"
     )

@@ -59,6 +59,7 @@ class LedgerProcess:
             "ledger_reconcile_at": settings.ledger_reconcile_at,
             "ledger_checkpoint_at": settings.ledger_checkpoint_at,
             "ledger_events_days": settings.ledger_events_days,
+            "ledger_freeze_on_drift": settings.ledger_freeze_on_drift,
             "ledger_attempts_days": settings.ledger_attempts_days,
         }
         self._environ = {name: os.environ[name] for name in _HANDED_DOWN if name in os.environ} | {

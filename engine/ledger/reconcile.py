@@ -20,9 +20,11 @@ from typing import Any, Final, NamedTuple
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import Connection, and_, func, insert, select, tuple_
 
+from engine import limits
 from engine.claims import EventId, State
 from engine.deployment import Deployment
 from engine.errors import LedgerUnavailable
+from engine.freezes import Freeze
 from engine.ledger import checkpoints, database, records
 from engine.ledger.fold import Arrival, Contradiction, Figures, Fold, Shelf, forgettable
 from engine.ledger.heads import Unsound
@@ -44,6 +46,9 @@ DRIFTS_MAX: Final = 1_000
 """Drifts of one run that are kept and shown; their number is told in full."""
 EVENTS_MAX: Final = 100
 """Events named for one drift: the newest."""
+
+FREEZER: Final = "ledger:reconciliation"
+"""Who freezes, in the events."""
 
 _STATES: Final = {state.value: state.name for state in State}
 _FIGURES: Final = tuple(layouts.STOCK.names)
@@ -169,6 +174,36 @@ def reconcile(
     else:
         _log.error("reconciliation found %d drifts; run %d has them", run.drifts_total, run.number)
     return run
+
+
+def freeze(deployment: Deployment, run: Run) -> list[Freeze]:
+    """Freeze every shelf that a drift names by mall, store and SKU, if it is not frozen already; gives those that were.
+
+    Each is an event of the set-up that names the run. Raises StoreUnavailable, Conflict.
+    """
+    known = {one.shelf for one in deployment.control.freezes()}
+    drifting: dict[tuple[int, int, int], Drift] = {}
+    for drift in run.drifts:
+        shelf = drift.mall_id, drift.store_id, drift.sku_id
+        if all(shelf) and shelf not in known:
+            drifting.setdefault(shelf, drift)
+    made = [
+        Freeze(*shelf, frozen=True, reason=f"reconciliation {run.number}: {drift.what} differs")
+        for shelf, drift in sorted(drifting.items())
+    ]
+    for start in range(0, len(made), limits.BATCH_MAX):
+        request_id = f"reconciliation-{run.number}-{start}"
+        deployment.control.put_freezes(
+            made[start : start + limits.BATCH_MAX], request_id=request_id, actor=FREEZER
+        )
+    for one in made:
+        _log.error(
+            "frozen: no more codes are made of SKU %d of mall %d at store %d",
+            one.sku_id,
+            one.mall_id,
+            one.store_id,
+        )
+    return made
 
 
 def _await(

@@ -17,7 +17,7 @@ from engine.state.connection import Call, Connection, emptied
 from engine.state.keys import ControlKeys, spread_tags
 from engine.state.streams import FACTS
 
-KINDS = ("malls", "stores", "catalogue", "policies", "providers", "terminals", "keyring")
+KINDS = ("malls", "stores", "catalogue", "policies", "providers", "terminals", "freezes", "keyring")
 FORMAT = 1
 """Number of the state's layout. A store with another number is not touched."""
 

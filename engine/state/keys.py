@@ -22,7 +22,7 @@ Records lie in hash buckets because one key each would cost more than the record
 eight bytes a code, because it is only ever appended to and read once; an entry that no longer applies (extended, voided) is
 skipped when its minute comes.
 
-The control partition has the tag `ctl` and the keys m, malls, stores, catalogue, policies, providers, terminals, keyring, seen
+The control partition has the tag `ctl` and the keys m, malls, stores, catalogue, policies, providers, terminals, freezes, keyring, seen
 (terminal → unix second), k<digest>, e, and f: a bounded stream of forgeries (engine.state.forgeries), outside the fold.
 """
 

@@ -18,6 +18,7 @@ from rich.console import Console as RichConsole
 
 from engine.deployment import Deployment, Durability, system_ms
 from engine.errors import ConfigError, InvalidInput, NotFound, PickgateError
+from engine.freezes import Freeze
 from engine.ledger import audit as audited
 from engine.ledger import checkpoints, feed, heads, operations, retention
 from engine.ledger import rebuild as rebuilding
@@ -67,6 +68,18 @@ def ledger_address(settings: Settings) -> str:
             field="ledger_url",
         )
     return settings.ledger_address
+
+
+@contextlib.contextmanager
+def open_store(settings: Settings) -> Iterator[Deployment]:
+    """The deployment alone, its keyring locked."""
+    with (
+        opening.store(settings, share=True) as url,
+        Deployment.open(
+            url, unlock=None, durability=Durability(settings.durability), replicas=settings.replicas
+        ) as deployment,
+    ):
+        yield deployment
 
 
 @contextlib.contextmanager
@@ -187,6 +200,7 @@ def _handed_down(settings: Settings) -> dict[str, str]:
         "ledger_key_file": settings.ledger_key.absolute(),
         "ledger_heads_dir": settings.ledger_heads.absolute(),
         "ledger_events_days": settings.ledger_events_days,
+        "ledger_freeze_on_drift": settings.ledger_freeze_on_drift,
         "ledger_attempts_days": settings.ledger_attempts_days,
     }
     return os.environ | {f"{PREFIX}{key.upper()}": str(value) for key, value in chosen.items()}
@@ -195,6 +209,13 @@ def _handed_down(settings: Settings) -> dict[str, str]:
 @ledger.command("reconcile")
 @where
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write every shelf and drift there.")
+@click.option(
+    "--freeze",
+    "freezing",
+    is_flag=True,
+    default=None,
+    help="Make no more codes of SKUs whose books differ; default: the setting ledger_freeze_on_drift.",
+)
 @click.option("--cause", default="command", hidden=True)
 @click.option("--operation", "operation_id", default="", hidden=True)
 @command
@@ -204,6 +225,7 @@ def reconcile(
     store_url: str | None,
     ledger_url: str | None,
     csv_file: Path | None,
+    freezing: bool | None,
     cause: str,
     operation_id: str,
 ) -> None:
@@ -211,15 +233,87 @@ def reconcile(
 
     Status 0: equal to the unit; 1: there are drifts. The result is kept: `pickgate ledger runs`.
     """
-    settings = console.settings(data_dir=data_dir, store_url=store_url, ledger_url=ledger_url)
+    settings = console.settings(
+        data_dir=data_dir, store_url=store_url, ledger_url=ledger_url, ledger_freeze_on_drift=freezing
+    )
+    frozen: list[Freeze] = []
     with open_both(settings) as (deployment, opened), _told(opened, operation_id, deployment) as tell:
         run = compare.reconcile(deployment, opened, cause=cause, key=trusted(settings))
+        if settings.ledger_freeze_on_drift:
+            frozen = compare.freeze(deployment, run)
         tell(run)
     if csv_file is not None:
         reconciled.write_csv(csv_file, run)
-    console.emit(reconciled.run_value(run), lambda rich: reconciled.show_run(rich, run))
+    value = {**reconciled.run_value(run), "frozen": [asdict(one) for one in frozen]}
+
+    def show(rich: RichConsole) -> None:
+        reconciled.show_run(rich, run)
+        for one in frozen:
+            rich.print(
+                f"[bold yellow]FROZEN[/]  SKU {one.sku_id} of mall {one.mall_id} at store {one.store_id}: no more codes are made"
+                " of it; pickgate ledger unfreeze"
+            )
+
+    console.emit(value, show)
     if not run.clean:
         sys.exit(EXIT_REFUSED)
+
+
+@ledger.command("frozen")
+@click.option("--store", "store_url", metavar="URL")
+@click.option("--data-dir", type=click.Path(path_type=Path))
+@command
+def frozen(console: Console, data_dir: Path | None, store_url: str | None) -> None:
+    """SKUs of which no more codes are made at a store, and why."""
+    settings = console.settings(data_dir=data_dir, store_url=store_url)
+    with open_store(settings) as deployment:
+        found = deployment.control.freezes()
+
+    def show(rich: RichConsole) -> None:
+        made = table("Frozen", "#mall", "#store", "#SKU", "why")
+        for one in found:
+            made.add_row(str(one.mall_id), str(one.store_id), str(one.sku_id), one.reason)
+        rich.print(made)
+
+    console.emit({"frozen": [asdict(one) for one in found]}, show)
+
+
+@ledger.command("unfreeze")
+@click.option("--store", "store_url", metavar="URL")
+@click.option("--data-dir", type=click.Path(path_type=Path))
+@click.option("--mall", "mall_id", type=parameters.WHOLE_32, required=True)
+@click.option("--store-id", "store_id", type=parameters.WHOLE_32, required=True)
+@click.option("--sku", "sku_id", type=parameters.WHOLE_32, required=True)
+@click.option("--reason", required=True, help="What was found, for the record.")
+@parameters.actor
+@parameters.request_id
+@command
+def unfreeze(
+    console: Console,
+    data_dir: Path | None,
+    store_url: str | None,
+    mall_id: int,
+    store_id: int,
+    sku_id: int,
+    reason: str,
+    actor: str,
+    request_id: str | None,
+) -> None:
+    """Let codes be made again of a SKU whose books have been looked at. It is an event, with its reason."""
+    settings = console.settings(data_dir=data_dir, store_url=store_url)
+    made = Freeze(mall_id, store_id, sku_id, frozen=False, reason=reason)
+    with open_store(settings) as deployment:
+        if made.shelf not in {one.shelf for one in deployment.control.freezes()}:
+            raise NotFound(f"SKU {sku_id} of mall {mall_id} is not frozen at store {store_id}", field="sku")
+        version = deployment.control.put_freezes(
+            [made], request_id=request_id or os.urandom(16).hex(), actor=actor
+        )
+    console.emit(
+        {"version": version, **asdict(made)},
+        lambda rich: rich.print(
+            f"[bold green]UNFROZEN[/]  SKU {sku_id} of mall {mall_id} at store {store_id}"
+        ),
+    )
 
 
 @contextlib.contextmanager

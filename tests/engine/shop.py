@@ -42,6 +42,7 @@ from engine.calls import (
 from engine.claims import Decision, Line, Position, Suite, Terminal, Version
 from engine.deployment import Deployment, Durability
 from engine.errors import PickgateError
+from engine.freezes import Freeze
 from engine.policies import Policy
 from engine.state.connection import Command
 from engine.state.events import Event, parse
@@ -325,6 +326,11 @@ class Shop:
         self.deployment.control.put_stores(
             [store(store_id, **fields)], request_id=self.new_id(), actor="test"
         )
+
+    def freeze(self, sku_id: int = 100, *, store_id: int = STORE, frozen: bool = True) -> None:
+        """Freeze a SKU of the mall, or lift that."""
+        freeze = Freeze(MALL, store_id, sku_id, frozen, "the books differ")
+        self.deployment.control.put_freezes([freeze], request_id=self.new_id(), actor="ledger")
 
     def put_bundle(self, parts: tuple[tuple[int, int], ...] = ((100, 1), (101, 2)), **fields: Any) -> None:
         """Put the bundle into both malls' catalogues."""

@@ -156,6 +156,12 @@ def _nobody_can_vouch(shop: Shop, wanted: Verdict) -> Act:
     return _make(shop, wanted, version=Version.VALUABLE)
 
 
+@case(IssueVerdict.SKU_FROZEN, HoldVerdict.SKU_FROZEN)
+def _books_of_it_differ(shop: Shop, wanted: Verdict) -> Act:
+    shop.freeze()
+    return _make(shop, wanted)
+
+
 @case(IssueVerdict.CHANNEL_CLOSED, HoldVerdict.CHANNEL_CLOSED)
 def _issue_nearly_gone(shop: Shop, wanted: Verdict) -> Act:
     shop.receive(200, change=StockChange.BASELINE)

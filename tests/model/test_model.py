@@ -1012,6 +1012,9 @@ ONLY_KILLED: Final = {"EventType.EPOCH"}
 NEVER: Final = {
     # It takes thirty changes of one code: tests/engine/test_verdicts.py has it.
     "RenderVerdict.TOO_MANY_CHANGES",
+    # Somebody must have tampered with a store: tests/engine/test_freezes.py has it.
+    "IssueVerdict.SKU_FROZEN",
+    "HoldVerdict.SKU_FROZEN",
 }
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.state import layouts
 from pickgate.v1 import code_event_service_pb2 as event_pb
 from server.client import Client
 from server.daily import Daily
@@ -218,6 +219,32 @@ def test_a_drift_is_told_and_kept(serving: Serving) -> None:
     one = json.loads(pickgate(serving, "ledger", "runs", "--run", "1", "--json").stdout)
     assert {drift["what"] for drift in one["drift"]} == {"on_hand", "reserved"}
     assert pickgate(serving, "ledger", "runs", "--run", "7").returncode == 1
+
+
+def test_a_drifting_sku_is_frozen_and_unfrozen(serving: Serving) -> None:
+    with serving.open_beside() as deployment:
+        shop = Shop(deployment, name=f"sell-{os.urandom(4).hex()}")
+        sku_id = shop.sku(9)
+        shop.issue(sku_id, 1)
+        [keys] = deployment.connection.read([("KEYS", "*}s1:*")])
+        until(lambda: rows(serving) == events(serving), "the ledger is complete")
+        figures = layouts.STOCK.pack(5, 1, 0, 0)
+        deployment.connection.write([("HSET", keys[0], str(sku_id), figures)])
+    done = pickgate(serving, "ledger", "reconcile", "--freeze")
+    assert done.returncode == 1, done.stderr
+    assert f"FROZEN  SKU {sku_id} of mall 1 at store" in done.stdout
+    [one] = json.loads(pickgate(serving, "ledger", "frozen", "--json").stdout)["frozen"]
+    assert (one["sku_id"], one["reason"]) == (sku_id, "reconciliation 1: on_hand differs")
+    words = ["ledger", "unfreeze", "--mall", "1", "--store-id", str(one["store_id"]), "--sku", str(sku_id)]
+    done = pickgate(serving, *words, "--reason", "counted by hand", "--actor", "ops:ann")
+    assert done.returncode == 0, done.stderr
+    assert "UNFROZEN" in done.stdout
+    assert json.loads(pickgate(serving, "ledger", "frozen", "--json").stdout)["frozen"] == []
+    again = pickgate(serving, *words, "--reason", "counted by hand")
+    assert (again.returncode, "is not frozen at store" in again.stderr) == (1, True)
+    until(lambda: rows(serving) == events(serving), "the ledger is complete")
+    said = json.loads(pickgate(serving, "ledger", "audit", "--actor", "ops:ann", "--json").stdout)
+    assert "counted by hand" in json.dumps(said["findings"], ensure_ascii=False)
 
 
 def test_a_checkpoint_is_kept_and_gone_on_from(serving: Serving) -> None:

@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 
 from engine import expiry, limits, serial, verdict
 from engine.deployment import Deployment
+from engine.freezes import Freeze
 from engine.keyring import Keys
 from engine.state.server import EmbeddedServer
 from engine.verdict import (
@@ -80,6 +81,7 @@ class Counter:
     store_id: int
     other_store_id: int
     keys: Callable[[], Keys]
+    freeze: Callable[[Freeze], object]
     _ids: Iterator[int] = field(default_factory=itertools.count)
 
     def new_id(self) -> str:
@@ -305,7 +307,15 @@ def served(
 
 def counter_at(client: Client, clock: Clock, deployment: Deployment, store_id: int) -> Counter:
     """A counter in a store of its own, and another store beside it."""
-    made = Counter(client, clock, store_id, store_id + 1, lambda: deployment.control.copy().usable_keys())
+    control = deployment.control
+    made = Counter(
+        client,
+        clock,
+        store_id,
+        store_id + 1,
+        lambda: control.copy().usable_keys(),
+        lambda one: control.put_freezes([one], request_id=f"freeze-{one.field}", actor="ledger"),
+    )
     for one in (store_id, store_id + 1):
         made.put_store(store_id=one)
     made.receive(UNITS)
@@ -381,6 +391,12 @@ def _nobody_can_vouch(counter: Counter, wanted: Verdict) -> Any:
     put = store_pb.PutPoliciesRequest(policies=[two_staff], request_id=counter.new_id())
     counter.client.call(counter.client.stores.PutPolicies, put)
     return _make(counter, wanted, version=types_pb.VERSION_VALUABLE)
+
+
+@case(IssueVerdict.SKU_FROZEN, HoldVerdict.SKU_FROZEN)
+def _frozen(counter: Counter, wanted: Verdict) -> Any:
+    counter.freeze(Freeze(MALL, counter.store_id, SKU, True, "the books differ"))
+    return _make(counter, wanted)
 
 
 @case(IssueVerdict.CHANNEL_CLOSED, HoldVerdict.CHANNEL_CLOSED)

@@ -40,6 +40,8 @@ class _IssueVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IssueVer
     """`sku_id` is so short that it is not promoted any more."""
     ISSUE_VERDICT_PROOF_UNAVAILABLE: _IssueVerdict.ValueType  # 8
     """The code would need a proof of who the customer is, and nobody registered gives one that the policy offers."""
+    ISSUE_VERDICT_SKU_FROZEN: _IssueVerdict.ValueType  # 9
+    """The books of `sku_id` at this store don't agree; no more codes are made of it until they were looked at."""
 
 class IssueVerdict(_IssueVerdict, metaclass=_IssueVerdictEnumTypeWrapper):
     """Answers of Issue."""
@@ -58,6 +60,8 @@ ISSUE_VERDICT_PROMOTION_STOPPED: IssueVerdict.ValueType  # 7
 """`sku_id` is so short that it is not promoted any more."""
 ISSUE_VERDICT_PROOF_UNAVAILABLE: IssueVerdict.ValueType  # 8
 """The code would need a proof of who the customer is, and nobody registered gives one that the policy offers."""
+ISSUE_VERDICT_SKU_FROZEN: IssueVerdict.ValueType  # 9
+"""The books of `sku_id` at this store don't agree; no more codes are made of it until they were looked at."""
 Global___IssueVerdict: _TypeAlias = IssueVerdict  # noqa: Y015
 
 class _HoldVerdict:
@@ -75,6 +79,7 @@ class _HoldVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HoldVerdi
     HOLD_VERDICT_CHANNEL_CLOSED: _HoldVerdict.ValueType  # 6
     HOLD_VERDICT_PROMOTION_STOPPED: _HoldVerdict.ValueType  # 7
     HOLD_VERDICT_PROOF_UNAVAILABLE: _HoldVerdict.ValueType  # 8
+    HOLD_VERDICT_SKU_FROZEN: _HoldVerdict.ValueType  # 9
 
 class HoldVerdict(_HoldVerdict, metaclass=_HoldVerdictEnumTypeWrapper):
     """Answers of Hold. Refusals have the numbers of IssueVerdict."""
@@ -88,6 +93,7 @@ HOLD_VERDICT_STORE_CLOSED: HoldVerdict.ValueType  # 5
 HOLD_VERDICT_CHANNEL_CLOSED: HoldVerdict.ValueType  # 6
 HOLD_VERDICT_PROMOTION_STOPPED: HoldVerdict.ValueType  # 7
 HOLD_VERDICT_PROOF_UNAVAILABLE: HoldVerdict.ValueType  # 8
+HOLD_VERDICT_SKU_FROZEN: HoldVerdict.ValueType  # 9
 Global___HoldVerdict: _TypeAlias = HoldVerdict  # noqa: Y015
 
 class _ConfirmVerdict:

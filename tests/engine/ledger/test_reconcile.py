@@ -13,6 +13,7 @@ from engine import expiry, limits
 from engine.claims import Decision, Line, Version
 from engine.errors import LedgerUnavailable
 from engine.ledger import reconcile
+from engine.ledger.audit import Question, search
 from engine.ledger.ledger import Ledger
 from engine.ledger.reconcile import Drift, Run
 from engine.ledger.tables import EVENTS, HEADS
@@ -22,6 +23,7 @@ from engine.state.connection import Connection
 from engine.state.events import EventType
 from engine.state.keys import partition_of_store
 from engine.state.streams import Entry, Place, Streams
+from engine.verdict import IssueVerdict
 from tests.engine.shop import BUNDLE, FAR_STORE, MALL, PARTITIONS, STORE, Shop
 
 NUMBER = partition_of_store(STORE, PARTITIONS)
@@ -132,6 +134,27 @@ def test_a_unit_taken_out_behind_our_back_is_named(
     assert (drift.in_store, drift.in_ledger, drift.difference) == ("52", "53", "-1")
     last = [event for event in shop.events() if event.type is EventType.STOCK][-1]
     assert drift.events == (f"{last.id} STOCK",), "only those since the last clean run"
+
+
+def test_what_drifts_is_frozen_once(
+    shop: Shop, ledger: Ledger, busy: list[bytes], run: Callable[[], Run]
+) -> None:
+    assert reconcile.freeze(shop.deployment, run()) == []
+    key = shop.deployment.connection.partitions[NUMBER].stock(MALL, STORE)
+    with client(shop) as store:
+        for sku, less in ((103, 1), (104, 2)):
+            figures = shop.figures(sku)
+            store.hset(key, str(sku), layouts.STOCK.pack(figures.on_hand - less, figures.reserved, 0, 0))
+    drifted = run()
+    made = reconcile.freeze(shop.deployment, drifted)
+    assert [one.shelf for one in made] == [(MALL, STORE, 103), (MALL, STORE, 104)]
+    assert made[0].reason == f"reconciliation {drifted.number}: on_hand differs"
+    assert shop.issue(lines=(Line(103, 1),)).verdict is IssueVerdict.SKU_FROZEN
+    assert shop.issue(lines=(Line(100, 1),)).verdict is IssueVerdict.ISSUED
+    assert reconcile.freeze(shop.deployment, run()) == [], "they are frozen already"
+    found = search(ledger, Question(actor=reconcile.FREEZER)).findings
+    assert [one.what for one in found] == ["CONTROL"], "a privileged act is an event"
+    assert f"{MALL}:{STORE}:103" in found[0].details
 
 
 def test_a_unit_put_in_for_a_sku_that_never_was_is_named(
