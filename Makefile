@@ -76,7 +76,7 @@ $(BUILT): $(wildcard ext/*.pyx ext/*.pxd) setup.py | .venv/.installed
 
 # --- use and tests ----------------------------------------------------------------------------------------------
 
-.PHONY: postgres demo test soak bench load
+.PHONY: postgres demo test soak bench ratios load
 # The server's own cluster is not made: each run of the tests starts one of its own, as another user, and ends it.
 postgres: ## Install Debian's PostgreSQL for the ledger's tests, unless there is one (as root)
 	@if command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; then exit 0; fi; \
