@@ -53,7 +53,7 @@ class Forgery(NamedTuple):
             self.mall_id,
             self.store_id,
             self.terminal_id,
-            self.times,
+            min(self.times, 0xFFFF_FFFF),
             len(self.samples),
         )
         return head + b"".join(

@@ -86,7 +86,7 @@ EVENT: Final = Layout(
 ATTEMPT: Final = Layout("at:I6 uid:c8 mall:I4 store:I4 terminal:I4 verdict:B bucket:B")
 """One refused attempt in the bounded stream."""
 
-FORGERY: Final = Layout("minute:I6 mall:I4 store:I4 terminal:I4 count:I8 n_samples:B")
+FORGERY: Final = Layout("minute:I6 mall:I4 store:I4 terminal:I4 count:I4 n_samples:B")
 """Codes that were not genuine, of one terminal and minute; behind it n_samples × FORGERY_SAMPLE."""
 
 FORGERY_SAMPLE: Final = Layout("at:I6 chars:I2 shape:B dry:B")
