@@ -53,6 +53,8 @@ LABEL_REQUEST: Final = b"pickgate/sm/1:request:"
 LABEL_ANSWER: Final = b"pickgate/sm/1:answer:"
 
 _HEAD: Final = struct.Struct(f">4sIIIIQ{NONCE_BYTES}s")
+ENVELOPE_BYTES: Final = _HEAD.size + TAG_BYTES
+"""What an envelope adds to its body."""
 _ENC_BYTES, _MAC_BYTES = 16, 32
 _ZERO_BLOCK: Final = bytes(16)
 _REFUSED: Final = (
@@ -155,7 +157,7 @@ class Opener:
             raise
 
     def _open(self, path: bytes, envelope: bytes) -> Opened:
-        if len(envelope) < _HEAD.size + TAG_BYTES or not envelope.startswith(MAGIC):
+        if len(envelope) < ENVELOPE_BYTES or not envelope.startswith(MAGIC):
             raise InvalidInput(
                 "the request begins as a sealed one and is none: expected the envelope of docs/sm-profile.md, or a protobuf message"
             )

@@ -16,10 +16,11 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
+from engine import limits
 from engine.errors import PermissionDenied, PickgateError
-from engine.sm_profile import MARK, Opened, Opener, Sealed, seal_answer
+from engine.sm_profile import ENVELOPE_BYTES, MAGIC, MARK, Opened, Opener, Sealed, seal_answer
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
-from server import statuses
+from server import services, statuses
 
 __all__ = ["MARK", "SealedHandlers", "Sealing", "quiet"]
 
@@ -117,15 +118,18 @@ class SealedHandlers(grpc.ServerInterceptor):  # type: ignore[type-arg]  # gener
         made = self._made.get(method)
         if made is None:
             made = self._made[method] = grpc.unary_unary_rpc_method_handler(
-                self._wrapped(method.encode(), handler.unary_unary)
+                self._wrapped(method, handler.unary_unary)
             )
         return made
 
-    def _wrapped(self, path: bytes, behaviour: Callable[..., bytes]) -> Callable[..., bytes]:
-        sealing = self._sealing
+    def _wrapped(self, method: str, behaviour: Callable[..., bytes]) -> Callable[..., bytes]:
+        sealing, path = self._sealing, method.encode()
+        known = services.METHODS.get(method.removeprefix(f"/{services.PACKAGE}.").replace("/", "."))
+        bytes_max = limits.MESSAGE_BYTES_MAX if known is None else known.bytes_max
 
         def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
-            if data[:1] != MARK:
+            # One that is too long is the method's to refuse, who knows its bound.
+            if data[:1] != MARK or len(data) > bytes_max + ENVELOPE_BYTES * data.startswith(MAGIC):
                 return behaviour(data, context)
             try:
                 opened = sealing.open(path, data)

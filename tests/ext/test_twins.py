@@ -58,10 +58,12 @@ def compare(version: int, suite: int, chunk: int) -> int:
 
 @pytest.mark.parametrize(("version", "suite"), KINDS)
 def test_native_equals_reference(version: int, suite: int) -> None:
-    chunks = CODES // CHUNK
+    # The twin's SM2 signatures take two milliseconds each.
+    codes = CODES if SOAK or (version, suite) != (3, 2) else CHUNK
+    chunks = codes // CHUNK
     if not SOAK:
         compared = sum(compare(version, suite, chunk) for chunk in range(chunks))
     else:
         with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
             compared = sum(pool.map(compare, [version] * chunks, [suite] * chunks, range(chunks)))
-    assert compared == CODES
+    assert compared == codes

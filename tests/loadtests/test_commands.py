@@ -87,6 +87,12 @@ def test_the_lot_in_small(place: list[str], tmp_path: Path) -> None:
     )
 
 
+LONG = pytest.mark.skipif(
+    os.environ.get("PICKGATE_SOAK") != "1",
+    reason="makes codes for the better part of a minute: PICKGATE_SOAK=1",
+)
+
+
 @pytest.mark.parametrize(
     ("words", "names"),
     [
@@ -99,13 +105,15 @@ def test_the_lot_in_small(place: list[str], tmp_path: Path) -> None:
             ["soak", "--minutes", "0.02"],
             {"long enough to say", "memory after the first minute", "books of comparison"},
         ),
-        (
+        pytest.param(
             ["idle", "--terminals", "50"],
             {"cost of 50 idle terminals", "idle connections lost", "books of comparison"},
+            marks=LONG,
         ),
-        (
+        pytest.param(
             ["overload", "--seconds", "1"],
             {"goodput by peak", "shed calls with RetryInfo", "books of comparison"},
+            marks=LONG,
         ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -519,6 +519,8 @@ def test_a_locked_keyring_still_lets_read(house: House, locked: Client) -> None:
 def test_a_defect_tells_the_client_an_id_only(house: House) -> None:
     """The real handler over a deployment that is broken inside: what any defect looks like from outside."""
     broken = Deployment.__new__(Deployment)
+    sound = house.deployment
+    broken.control, broken.now_ms, broken.connection = sound.control, sound.now_ms, sound.connection
     with (
         Server(broken, [parse_listen("127.0.0.1:0")], threads=1, look=lambda: None) as server,
         Client(server.addresses[0], tries=1) as client,
