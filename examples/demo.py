@@ -151,7 +151,12 @@ def run(out: Path, console: Console) -> int:
         with Client(address) as client:
             wait_healthy(client)
             session = Session(client, address, out, console)
-            play(session, Path(folder))
+            try:
+                play(session, Path(folder))
+            except CallFailed:
+                # What went wrong before says why.
+                tell_problems(session, console)
+                raise
     console.print("What the clerk reads")
     for verdict, zh, en in session.sentences:
         console.print(f"  {verdict:<18} {escape(zh)}\n  {'':<18} {escape(en)}", soft_wrap=True)
@@ -160,14 +165,19 @@ def run(out: Path, console: Console) -> int:
         f"{session.pictures} QR codes drawn in {shown(out)} and read back; {time.monotonic() - started_s:.0f} s in all"
     )
     if session.problems:
-        console.print(f"\n[bold red]{len(session.problems)} things are not as expected[/]")
-        for problem in session.problems:
-            console.print(f"  {escape(problem)}", soft_wrap=True)
+        tell_problems(session, console)
         return 1
     console.print(
         "[bold green]every verdict as expected, every QR code read back, the stock and the books add up[/]"
     )
     return 0
+
+
+def tell_problems(session: Session, console: Console) -> None:
+    """Print what was not as expected."""
+    console.print(f"\n[bold red]{len(session.problems)} things are not as expected[/]")
+    for problem in session.problems:
+        console.print(f"  {escape(problem)}", soft_wrap=True)
 
 
 def shown(path: Path) -> Path:
