@@ -77,16 +77,26 @@ def rotate_due(
     now_s = now_ms() // 1000
     if not due(copy.keyring, now_s, age_s) and not over(copy.keyring, now_s):
         return 0
-    before = copy.keyring.next_kid
+    made = 0
 
     def change(keyring: Keyring, at_s: int, random: Random) -> Keyring:
-        return rotated(keyring, at_s, random, age_s)
+        # As it is now: somebody else may have rotated since it was looked at.
+        nonlocal made
+        changed = rotated(keyring, at_s, random, age_s)
+        if changed is keyring:
+            raise _NothingDue
+        made = changed.next_kid - keyring.next_kid
+        return changed
 
     try:
-        changed = control.change_keyring(change, request_id=new_id(), actor=_ACTOR)
-    except Conflict:
+        control.change_keyring(change, request_id=new_id(), actor=_ACTOR)
+    except (Conflict, _NothingDue):
         return 0  # somebody else did it
-    return changed.next_kid - before
+    return made
+
+
+class _NothingDue(Exception):
+    """Breaks off a change of the keyring that would change nothing."""
 
 
 class Rotator:

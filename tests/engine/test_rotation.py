@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -86,6 +87,23 @@ def test_no_code_is_refused_while_a_key_is_rotated(shop: Shop, neighbour: Shop, 
             for process in (shop, neighbour):
                 process.deployment.control.refresh()
                 assert process.inspect(payload.text).verdict is InspectVerdict.REDEEMABLE
+
+
+def test_who_looks_first_and_comes_second_makes_nothing(
+    shop: Shop, neighbour: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.clock.tick(AGE_S_DEFAULT)
+    control = shop.deployment.control
+    change_keyring = control.change_keyring
+
+    def late(*arguments: Any, **named: Any) -> Any:
+        assert turn(neighbour.deployment) == 4
+        return change_keyring(*arguments, **named)
+
+    monkeypatch.setattr(control, "change_keyring", late)
+    version = control.refresh().versions["keyring"]
+    assert turn(shop.deployment) == 0
+    assert control.refresh().versions["keyring"] == version + 1, "nothing is written that changes nothing"
 
 
 def test_of_processes_that_rotate_at_once_one_does(shop: Shop, neighbour: Shop) -> None:
