@@ -16,7 +16,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ext.lane import caller_digests, framed_digests
+from engine.claims import UID_BYTES
+from ext.lane import digests
 
 REQUEST_BYTES: Final = 12
 """96 bits: among a hundred million remembered requests of a partition two share a digest with probability 10**-13."""
@@ -43,13 +44,14 @@ def terminal_digests(
 
     terminals: 3 × n, mall, store and terminal. request_ids: a buffer; id i is request_ids[starts[i]:ends[i]], in UTF-8.
     """
-    return caller_digests(
+    return digests(
         _REQUEST_LABEL + b"terminal:",
         terminals,
         b"\0" + verb.encode() + b"\0",
         request_ids,
         starts,
         ends,
+        b"",
         REQUEST_BYTES,
     )
 
@@ -61,8 +63,17 @@ def body_digest(*parts: bytes | int | str | Iterable[tuple[int, ...]]) -> bytes:
 
 def uid_digests(uids: bytes, *rest: bytes | int | str | Sequence[tuple[int, ...]]) -> bytes:
     """`body_digest` of n bodies that are a uid (8 bytes each, back to back) and the same parts behind it, back to back."""
-    head = _BODY_LABEL + (8).to_bytes(4, "big")
-    return framed_digests(head, uids, 8, b"".join(map(_framed, rest)), BODY_BYTES)
+    starts = np.arange(0, len(uids), UID_BYTES, dtype=np.int64)
+    return digests(
+        _BODY_LABEL + UID_BYTES.to_bytes(4, "big"),
+        np.zeros((0, len(starts)), np.uint32),
+        b"",
+        uids,
+        starts,
+        starts + UID_BYTES,
+        b"".join(map(_framed, rest)),
+        BODY_BYTES,
+    )
 
 
 def _framed(part: bytes | int | str | Iterable[tuple[int, ...]]) -> bytes:

@@ -10,7 +10,7 @@ from ext import PURE
 if TYPE_CHECKING or not PURE:
     try:
         from ext.answers import Answers
-        from ext.rows import caller_digests, framed_digests, gather, join_rows, slices
+        from ext.rows import digests, gather, join_rows, slices
         from ext.scan import Scanned, Shape, scan_batch
         from ext.script_calls import Pointers, group_rows, script_call
     except ImportError as missing:
@@ -20,7 +20,7 @@ if TYPE_CHECKING or not PURE:
         ) from missing
 else:
     from ext.answers_reference import Answers
-    from ext.rows_reference import caller_digests, framed_digests, gather, join_rows, slices
+    from ext.rows_reference import digests, gather, join_rows, slices
     from ext.scan_reference import Scanned, Shape, scan_batch
     from ext.script_calls_reference import Pointers, group_rows, script_call
 
@@ -29,8 +29,7 @@ __all__ = [
     "Pointers",
     "Scanned",
     "Shape",
-    "caller_digests",
-    "framed_digests",
+    "digests",
     "gather",
     "group_rows",
     "join_rows",

@@ -23,19 +23,17 @@ def join_rows(
     Raises ``ValueError`` when rows is not n * width bytes.
     """
 
-def caller_digests(
+def digests(
     head: bytes,
     numbers: npt.NDArray[np.uint32],
     middle: bytes,
     buffer: bytes,
     starts: npt.NDArray[np.int64],
     ends: npt.NDArray[np.int64],
+    tail: bytes,
     size: int,
 ) -> bytes:
     """Digests of n texts, back to back: SHA-256 (FIPS 180-4) cut to its first size bytes, 1 to 32.
 
-    Text i is head, the numbers of column i in decimal with colons between them, middle, and span i. numbers: k × n.
+    Text i is head, the numbers of column i in decimal with colons between them, middle, span i, and tail. numbers: k × n.
     """
-
-def framed_digests(head: bytes, items: bytes, width: int, tail: bytes, size: int) -> bytes:
-    """As caller_digests, of texts that are head, one of the items (width bytes each, back to back), and tail."""

@@ -115,16 +115,11 @@ cdef int update_numbers(EVP_MD_CTX *work, const uint32_t[:, :] numbers, Py_ssize
     return 1
 
 
-cdef int check_size(Py_ssize_t size) except -1:
+def digests(bytes head not None, const uint32_t[:, :] numbers not None, bytes middle not None,
+            bytes buffer not None, const int64_t[::1] starts not None, const int64_t[::1] ends not None,
+            bytes tail not None, Py_ssize_t size):
     if not 1 <= size <= _DIGEST_SIZE:
         raise ValueError(f"digests of {size} bytes; expected 1 to {_DIGEST_SIZE}")
-    return 0
-
-
-def caller_digests(bytes head not None, const uint32_t[:, :] numbers not None, bytes middle not None,
-                   bytes buffer not None, const int64_t[::1] starts not None, const int64_t[::1] ends not None,
-                   Py_ssize_t size):
-    check_size(size)
     cdef Py_ssize_t count = check_spans(PyBytes_GET_SIZE(buffer), starts, ends)
     if numbers.shape[1] != count:
         raise ValueError(f"numbers of {numbers.shape[1]} texts; expected {count}")
@@ -135,6 +130,8 @@ def caller_digests(bytes head not None, const uint32_t[:, :] numbers not None, b
     cdef size_t begun_size = <size_t> PyBytes_GET_SIZE(head)
     cdef const char *between = PyBytes_AS_STRING(middle)
     cdef size_t between_size = <size_t> PyBytes_GET_SIZE(middle)
+    cdef const char *behind = PyBytes_AS_STRING(tail)
+    cdef size_t behind_size = <size_t> PyBytes_GET_SIZE(tail)
     cdef unsigned char digest[_DIGEST_SIZE]
     cdef EVP_MD_CTX *work = EVP_MD_CTX_new()
     cdef int good = work is not NULL
@@ -146,37 +143,6 @@ def caller_digests(bytes head not None, const uint32_t[:, :] numbers not None, b
                     and update_numbers(work, numbers, i)
                     and EVP_DigestUpdate(work, between, between_size)
                     and EVP_DigestUpdate(work, source + starts[i], <size_t> (ends[i] - starts[i]))
-                    and EVP_DigestFinal_ex(work, digest, NULL))
-            if not good:
-                break
-            memcpy(into + i * size, digest, <size_t> size)
-        EVP_MD_CTX_free(work)
-    if not good:
-        raise MemoryError("libcrypto could not make a digest")
-    return out
-
-
-def framed_digests(bytes head not None, bytes items not None, Py_ssize_t width, bytes tail not None, Py_ssize_t size):
-    check_size(size)
-    if width < 1 or PyBytes_GET_SIZE(items) % width:
-        raise ValueError(f"{PyBytes_GET_SIZE(items)} bytes of items; expected whole ones of {width} bytes, 1 or more")
-    cdef Py_ssize_t count = PyBytes_GET_SIZE(items) // width
-    cdef bytes out = PyBytes_FromStringAndSize(NULL, count * size)
-    cdef char *into = PyBytes_AS_STRING(out)
-    cdef const char *item = PyBytes_AS_STRING(items)
-    cdef const char *begun = PyBytes_AS_STRING(head)
-    cdef size_t begun_size = <size_t> PyBytes_GET_SIZE(head)
-    cdef const char *behind = PyBytes_AS_STRING(tail)
-    cdef size_t behind_size = <size_t> PyBytes_GET_SIZE(tail)
-    cdef unsigned char digest[_DIGEST_SIZE]
-    cdef EVP_MD_CTX *work = EVP_MD_CTX_new()
-    cdef int good = work is not NULL
-    cdef Py_ssize_t i
-    with nogil:
-        for i in range(count):
-            good = (good and EVP_DigestInit_ex2(work, _sha256, NULL)
-                    and EVP_DigestUpdate(work, begun, begun_size)
-                    and EVP_DigestUpdate(work, item + i * width, <size_t> width)
                     and EVP_DigestUpdate(work, behind, behind_size)
                     and EVP_DigestFinal_ex(work, digest, NULL))
             if not good:

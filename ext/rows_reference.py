@@ -43,38 +43,24 @@ def join_rows(
     return [rows[n * width : (n + 1) * width] + tail for n, tail in enumerate(tails)]
 
 
-def _digest(size: int, *parts: bytes) -> bytes:
-    return sha256(b"".join(parts)).digest()[:size]
-
-
-def _check_size(size: int) -> None:
-    if not 1 <= size <= sha256().digest_size:
-        raise ValueError(f"digests of {size} bytes; expected 1 to {sha256().digest_size}")
-
-
-def caller_digests(
+def digests(
     head: bytes,
     numbers: npt.NDArray[np.uint32],
     middle: bytes,
     buffer: bytes,
     starts: npt.NDArray[np.int64],
     ends: npt.NDArray[np.int64],
+    tail: bytes,
     size: int,
 ) -> bytes:
     """See ext/rows.pyi."""
-    _check_size(size)
+    if not 1 <= size <= sha256().digest_size:
+        raise ValueError(f"digests of {size} bytes; expected 1 to {sha256().digest_size}")
     texts = slices(buffer, starts, ends)
     if numbers.shape[1] != len(texts):
         raise ValueError(f"numbers of {numbers.shape[1]} texts; expected {len(texts)}")
     callers = [":".join(map(str, column)).encode() for column in numbers.T.tolist()]
     return b"".join(
-        _digest(size, head, caller, middle, text) for caller, text in zip(callers, texts, strict=True)
+        sha256(head + caller + middle + text + tail).digest()[:size]
+        for caller, text in zip(callers, texts, strict=True)
     )
-
-
-def framed_digests(head: bytes, items: bytes, width: int, tail: bytes, size: int) -> bytes:
-    """See ext/rows.pyi."""
-    _check_size(size)
-    if width < 1 or len(items) % width:
-        raise ValueError(f"{len(items)} bytes of items; expected whole ones of {width} bytes, 1 or more")
-    return b"".join(_digest(size, head, items[at : at + width], tail) for at in range(0, len(items), width))

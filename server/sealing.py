@@ -8,8 +8,7 @@ request.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -21,6 +20,7 @@ from engine.errors import PermissionDenied, PickgateError
 from engine.sm_profile import ENVELOPE_BYTES, MAGIC, MARK, Opened, Opener, Sealed, seal_answer
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from server import services, statuses
+from server.handlers import Behaviour, WrappedHandlers
 
 __all__ = ["MARK", "SealedHandlers", "Sealing", "quiet"]
 
@@ -98,33 +98,19 @@ class _QuietContext:
         self._context.abort_with_status(rpc_status.to_status(rich))
 
 
-class SealedHandlers(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic for type checkers only
-    """The same for the ordinary handlers: each method with one answer is wrapped, once."""
+class SealedHandlers(WrappedHandlers):
+    """The same for the ordinary handlers."""
 
     def __init__(self, sealing: Sealing) -> None:
+        super().__init__()
         self._sealing = sealing
-        self._made: dict[str, Any] = {}
 
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Any],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """Give the handler of a method; called by gRPC for each call."""
-        method = handler_call_details.method
-        handler = continuation(handler_call_details)
-        if handler is None or handler.unary_unary is None or not method.startswith("/pickgate.v1."):
-            return handler
-        made = self._made.get(method)
-        if made is None:
-            made = self._made[method] = grpc.unary_unary_rpc_method_handler(
-                self._wrapped(method, handler.unary_unary)
-            )
-        return made
+    def _concerns(self, path: str) -> bool:
+        return path.startswith(f"/{services.PACKAGE}.")
 
-    def _wrapped(self, method: str, behaviour: Callable[..., bytes]) -> Callable[..., bytes]:
-        sealing, path = self._sealing, method.encode()
-        known = services.METHODS.get(method.removeprefix(f"/{services.PACKAGE}.").replace("/", "."))
+    def _wrapped(self, path: str, behaviour: Behaviour) -> Behaviour:
+        sealing = self._sealing
+        known = services.METHODS.get(path.removeprefix(f"/{services.PACKAGE}.").replace("/", "."))
         bytes_max = limits.MESSAGE_BYTES_MAX if known is None else known.bytes_max
 
         def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
@@ -132,10 +118,12 @@ class SealedHandlers(grpc.ServerInterceptor):  # type: ignore[type-arg]  # gener
             if data[:1] != MARK or len(data) > bytes_max + ENVELOPE_BYTES * data.startswith(MAGIC):
                 return behaviour(data, context)
             try:
-                opened = sealing.open(path, data)
+                opened = sealing.open(path.encode(), data)
             except Exception as error:
                 context.abort_with_status(rpc_status.to_status(statuses.rich_status(statuses.tell(error))))
                 raise
-            return sealing.close(opened.sealed, behaviour(opened.body, _QuietContext(context)))
+            return sealing.close(
+                opened.sealed, behaviour(opened.body, cast(grpc.ServicerContext, _QuietContext(context)))
+            )
 
         return handle

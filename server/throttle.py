@@ -32,6 +32,7 @@ from engine.errors import SlowDown
 from engine.verdict import RedeemVerdict
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from server import bounds, statuses
+from server.handlers import Behaviour, WrappedHandlers
 
 _log = logging.getLogger(__name__)
 
@@ -265,32 +266,19 @@ def _named(key: Key) -> str:
     return f"store {key[2]}, mall {key[1]}" if key[0] == "store" else f"address {key[1]}"
 
 
-class ThrottledHandlers(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic for type checkers only
-    """The same for the ordinary handlers: those of redeem, inspect and redeem in batches are wrapped, once each."""
+class ThrottledHandlers(WrappedHandlers):
+    """The same for the ordinary handlers: those of redeem, inspect and redeem in batches."""
 
     def __init__(self, throttle: Throttle) -> None:
+        super().__init__()
         self._throttle = throttle
-        self._made: dict[str, Any] = {}
 
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Any],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """Give the handler of a method; called by gRPC for each call."""
-        service, _, method = handler_call_details.method.rpartition("/")
-        handler = continuation(handler_call_details)
-        if method not in _REQUESTS or not service.endswith(".RedemptionService") or handler is None:
-            return handler
-        made = self._made.get(method)
-        if made is None:
-            made = self._made[method] = grpc.unary_unary_rpc_method_handler(
-                self._wrapped(method, handler.unary_unary)
-            )
-        return made
+    def _concerns(self, path: str) -> bool:
+        service, _, method = path.rpartition("/")
+        return method in _REQUESTS and service.endswith(".RedemptionService")
 
-    def _wrapped(self, method: str, behaviour: Callable[..., bytes]) -> Callable[..., bytes]:
-        throttle = self._throttle
+    def _wrapped(self, path: str, behaviour: Behaviour) -> Behaviour:
+        throttle, method = self._throttle, path.rpartition("/")[2]
 
         def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
             if throttle.slowing:

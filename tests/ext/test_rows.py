@@ -58,16 +58,16 @@ def test_digests_are_those_of_the_texts(kernel: ModuleType, size: int) -> None:
         ],
         np.uint32,
     )
-    found = kernel.caller_digests(b"head:", numbers, b"\0middle\0", buffer, starts, ends, size)
+    found = kernel.digests(b"head:", numbers, b"\0middle\0", buffer, starts, ends, b"tail", size)
     expected = [
-        sha256(b"head:%d:%d:%d\0middle\0%b" % (*numbers[:, n].tolist(), piece)).digest()[:size]
+        sha256(b"head:%d:%d:%d\0middle\0%btail" % (*numbers[:, n].tolist(), piece)).digest()[:size]
         for n, piece in enumerate(pieces(buffer, starts, ends))
     ]
     assert found == b"".join(expected)
-    items = draw.randbytes(5 * 30)
-    framed = kernel.framed_digests(b"head", items, 5, b"tail", size)
-    assert framed == b"".join(
-        sha256(b"head" + items[at : at + 5] + b"tail").digest()[:size] for at in range(0, len(items), 5)
+    none = np.zeros((0, count), np.uint32)
+    plain = kernel.digests(b"head", none, b"", buffer, starts, ends, b"tail", size)
+    assert plain == b"".join(
+        sha256(b"head" + piece + b"tail").digest()[:size] for piece in pieces(buffer, starts, ends)
     )
 
 
@@ -75,8 +75,8 @@ def test_numbers_may_be_a_view(kernel: ModuleType) -> None:
     """Columns taken out of a table need no copy."""
     numbers = np.arange(12, dtype=np.uint32).reshape(4, 3).T
     at = np.zeros(4, np.int64)
-    assert kernel.caller_digests(b"", numbers, b"", b"", at, at, 8) == kernel.caller_digests(
-        b"", np.ascontiguousarray(numbers), b"", b"", at, at, 8
+    assert kernel.digests(b"", numbers, b"", b"", at, at, b"", 8) == kernel.digests(
+        b"", np.ascontiguousarray(numbers), b"", b"", at, at, b"", 8
     )
 
 
@@ -99,7 +99,7 @@ def test_spans_outside_the_buffer_are_refused(
         "slices": (b"12345", one, other),
         "gather": (b"12345", one, other),
         "join_rows": (bytes(len(starts)), 1, b"12345", one, other),
-        "caller_digests": (b"", numbers, b"", b"12345", one, other, 8),
+        "digests": (b"", numbers, b"", b"12345", one, other, b"", 8),
     }.items():
         with pytest.raises(ValueError, match=said):
             getattr(kernel, name)(*arguments)
@@ -110,12 +110,8 @@ def test_sizes_that_do_not_fit_are_refused(kernel: ModuleType) -> None:
     one = np.zeros(1, np.int64)
     with pytest.raises(ValueError, match="of 3 bytes"):
         kernel.join_rows(b"1234", 3, b"", one, one)
-    with pytest.raises(ValueError, match="whole ones of 3 bytes"):
-        kernel.framed_digests(b"", b"1234", 3, b"", 8)
     for size in (0, 33):
         with pytest.raises(ValueError, match="expected 1 to 32"):
-            kernel.framed_digests(b"", b"", 3, b"", size)
-        with pytest.raises(ValueError, match="expected 1 to 32"):
-            kernel.caller_digests(b"", np.zeros((3, 0), np.uint32), b"", b"", none, none, size)
+            kernel.digests(b"", np.zeros((3, 0), np.uint32), b"", b"", none, none, b"", size)
     with pytest.raises(ValueError, match="numbers of 2 texts"):
-        kernel.caller_digests(b"", np.zeros((3, 2), np.uint32), b"", b"", one, one, 8)
+        kernel.digests(b"", np.zeros((3, 2), np.uint32), b"", b"", one, one, b"", 8)
