@@ -105,6 +105,10 @@ CONTROL_AGE_S_MAX: Final = 5.0
 LEDGER_LAG_S_MAX: Final = 300.0
 """How far the ledger may be behind before no change is taken: what the loss of every copy of the store may cost at most, and a
 bound on how much the streams grow."""
+LEDGER_EVENTS_DAYS: Final = 1_096
+"""How long events are kept. Three years: records of trade, Electronic Commerce Law of the People's Republic of China, article 31."""
+LEDGER_ATTEMPTS_DAYS: Final = 200
+"""How long refused attempts are kept: the six months that the Cybersecurity Law (article 21) asks of logs, and some days."""
 
 # --- place and stock ---------------------------------------------------------------------------------------
 RADIUS_M_DEFAULT: Final = 500

@@ -21,7 +21,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from engine import limits
 from engine.errors import ConfigError
-from engine.ledger import retention
 from engine.ledger.daily import AT_DEFAULT, CHECKPOINT_AT_DEFAULT
 from engine.state.store_url import redacted
 from server import bounds
@@ -198,10 +197,13 @@ class Settings(BaseModel):
         default=False, description="true or false: whether SKUs whose books differ are frozen"
     )
     ledger_events_days: int = Field(
-        default=retention.EVENTS_DAYS, ge=retention.EVENTS_DAYS, le=36_525, description="days, 1096 .. 36525"
+        default=limits.LEDGER_EVENTS_DAYS,
+        ge=limits.LEDGER_EVENTS_DAYS,
+        le=36_525,
+        description="days, 1096 .. 36525",
     )
     ledger_attempts_days: int = Field(
-        default=retention.ATTEMPTS_DAYS, ge=184, le=36_525, description="days, 184 .. 36525"
+        default=limits.LEDGER_ATTEMPTS_DAYS, ge=184, le=36_525, description="days, 184 .. 36525"
     )
     ledger_lag_s_max: _Seconds = Field(
         default=limits.LEDGER_LAG_S_MAX,

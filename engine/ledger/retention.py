@@ -22,6 +22,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection, Table, and_, delete, func, select, tuple_
 
+from engine import limits
 from engine.errors import LedgerUnavailable
 from engine.ledger import checkpoints, cuts, database, day_tables
 from engine.ledger.attempts import DAY_MS
@@ -32,10 +33,6 @@ from engine.ledger.writer import OVERLAP
 from engine.state import layouts
 from engine.state.streams import CONTROL, START, Place
 
-EVENTS_DAYS: Final = 1_096
-"""Three years: records of trade, Electronic Commerce Law of the People's Republic of China, article 31."""
-ATTEMPTS_DAYS: Final = 200
-"""The six months that the Cybersecurity Law (article 21) asks of logs, and some days."""
 ROWS_PER_DELETE: Final = 20_000
 """Rows that go in one transaction: the writer of events waits no longer than for that."""
 
@@ -62,8 +59,8 @@ def cut(
     key: Ed25519PrivateKey,
     *,
     now_ms: int,
-    events_days: int = EVENTS_DAYS,
-    attempts_days: int = ATTEMPTS_DAYS,
+    events_days: int = limits.LEDGER_EVENTS_DAYS,
+    attempts_days: int = limits.LEDGER_ATTEMPTS_DAYS,
 ) -> Removed:
     """Take out what is older than so many days. Raises LedgerConflict when the ledger contradicts itself; LedgerUnavailable."""
     heads = {number: head for number, head in ledger.heads().items() if number != CONTROL}
