@@ -16,8 +16,9 @@ class Answers:
     """Writes the answers of one method.
 
     offsets: where each field of an answer begins, in bytes behind its first (which says what kind it is: ``A`` decided now, ``R``
-        remembered). Every name of OFFSETS; the sizes are those of layouts.REDEEM_ANSWER: verdict, cycle, flavour, flags, bucket,
-        n_lines and order_len one byte, epoch, terminal, sku, store and exp four, at and seq six, all big-endian.
+        remembered). Every name of OFFSETS, others are not looked at; the sizes are those of layouts.REDEEM_ANSWER: verdict, cycle,
+        flavour, flags, bucket, n_lines and order_len one byte, epoch, terminal, sku, store and exp four, at and seq six, all
+        big-endian.
     answer_bytes: of the fixed part; behind it n_lines lines (SKU four bytes, count two, left two) and the order id.
     fields: number of each field of the message that is to be written, by a name of FIELDS. An absent one is not written. Fields are
         written in the order of FIELDS, which the numbers must follow.

@@ -78,7 +78,7 @@ class Answers:
         for number, text in begun.items():
             if not 0 <= number < 256 or type(text) is not bytes:
                 raise ValueError(f"a message of verdict {number!r}; expected bytes for 0 to 255")
-        self._offsets = dict(offsets)
+        self._offsets = {name: offsets[name] for name in OFFSETS}
         self._answer_bytes = answer_bytes
         self._keys = {
             name: _varint(number << 3 | (_LENGTH if name in _TEXTS else _VARINT))

@@ -30,13 +30,13 @@ cdef struct Pointer:
     Py_ssize_t place_at
     Py_ssize_t source_at
     int kind
-    char letter
+    uint8_t letter
 
 # One entry of the table of keys: a key's letter and number, and its place; place 0 is free.
 cdef struct Entry:
     uint64_t number
     uint32_t place
-    char letter
+    uint8_t letter
 
 
 @cython.auto_pickle(False)
@@ -169,7 +169,7 @@ cdef class _Keys:
         cdef Py_ssize_t at = snprintf(into, _HEAD_MAX, b"$%zd\r\n", self.prefix_size + 1 + size)
         memcpy(into + at, self.prefix, <size_t> self.prefix_size)
         at += self.prefix_size
-        into[at] = pointer.letter
+        into[at] = <char> pointer.letter
         memcpy(into + at + 1, name, <size_t> size)
         at += 1 + size
         into[at] = c"\r"

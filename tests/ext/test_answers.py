@@ -73,6 +73,18 @@ def test_an_answer_that_is_cut_off_is_not_written(kernel: ModuleType) -> None:
     assert found[-1] is not None
 
 
+def test_parts_of_an_answer_that_no_message_says_are_passed_over(kernel: ModuleType) -> None:
+    """A layout has more than is written, for example the tries that are left."""
+    answer = b"A\1" + bytes(range(1, 38)) + bytes(2)
+    plain, more = (
+        kernel.Answers(
+            offsets, BYTES, FIELDS, BEGUN, bucket_unknown=255, static_version=1, proof_flag=2
+        ).write([answer], [bytes(8)], [], {0x1A1B1C1D: b"store"})
+        for offsets in (OFFSETS, OFFSETS | {"tries_left": 21})
+    )
+    assert plain == more != [None]
+
+
 def test_what_does_not_fit_is_refused(kernel: ModuleType) -> None:
     answers = writer(kernel)
     with pytest.raises(ValueError, match="as many of each"):

@@ -89,6 +89,15 @@ def test_the_kernel_equals_its_twin_on_many_keys() -> None:
     assert found[0] == found[1]
 
 
+def test_any_byte_is_a_letter(kernel: ModuleType) -> None:
+    for letter in (b"\0", b"\x7f", b"\x80", b"\xff"):
+        pointers = kernel.Pointers(12, 0xF, [(8, "bucket", 0, letter), (10, "bucket", 4, letter)])
+        found = kernel.script_call(pointers, b"sha", b"p", [], 0, [], [b"\0\0\0\5" * 3])
+        assert found == hiredis.pack_command(
+            ("EVALSHA", b"sha", 1, b"p" + letter + b"5", b"\0\0\0\5" * 2 + b"\0\1" * 2)  # type: ignore[arg-type]
+        )
+
+
 def test_rows_are_grouped_by_partition_in_order(kernel: ModuleType) -> None:
     rows = [(partition << 6 | 63).to_bytes(2, "big") + b"rest" for partition in (5, 0, 1023, 5, 5, 0)]
     assert kernel.group_rows(rows, 64) == [(5, [0, 3, 4]), (0, [1, 5]), (1023, [2])]

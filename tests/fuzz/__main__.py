@@ -104,7 +104,7 @@ def main() -> int:
         code, said = run(name, seconds)
         units, edges = figure(said, "number_of_executed_units"), re.findall(r"cov: (\d+)", said)
         print(
-            f"fuzz: {name:9} {seconds:4} s, {units:>9} inputs, {edges[-1] if edges else '?':>6} edges:"
+            f"fuzz: {name:12} {seconds:4} s, {units:>9} inputs, {edges[-1] if edges else '?':>6} edges:"
             f" {'nothing found' if code == 0 else f'status {code}'}",
             flush=True,
         )
@@ -117,7 +117,7 @@ def main() -> int:
                     file=sys.stderr,
                 )
         elif given.keep:
-            print(f"fuzz: {name:9} the corpus has {keep(name)} inputs")
+            print(f"fuzz: {name:12} the corpus has {keep(name)} inputs")
     return status
 
 

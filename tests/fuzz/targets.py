@@ -27,6 +27,8 @@ from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from tests.engine import proofs
 from tests.ext import test_scan
 from tests.ext.twins import KINDS, NATIVE, REFERENCE, full_table, kid_of, private_of, random_claims, secret_of
+from tests.fuzz import lane_kernels
+from tests.fuzz.lane_kernels import outcome
 
 Check: TypeAlias = Callable[[bytes], None]
 """Takes an input; raises anything at all if a promise is broken."""
@@ -113,7 +115,7 @@ def _payload_seeds() -> Iterable[bytes]:
 def _base32(_: ExitStack) -> Check:
     def check(data: bytes) -> None:
         text = data.decode("latin-1")
-        decoded = [_outcome(codec.decode, text) for codec in (NATIVE, REFERENCE)]
+        decoded = [outcome(codec.decode, text) for codec in (NATIVE, REFERENCE)]
         assert decoded[0] == decoded[1]
         if isinstance(decoded[0], bytes):
             assert NATIVE.encode(decoded[0]) == text
@@ -123,20 +125,12 @@ def _base32(_: ExitStack) -> Check:
         assert set(encoded) <= set(ALPHABET)
         if data:
             size = 1 + data[0] % 64
-            batches = [_outcome(codec.encode_batch, data[1:], size) for codec in (NATIVE, REFERENCE)]
+            batches = [outcome(codec.encode_batch, data[1:], size) for codec in (NATIVE, REFERENCE)]
             assert batches[0] == batches[1]
             texts = [text[at : at + 13] for at in range(0, len(text), 13)]
-            assert _outcome(NATIVE.decode_batch, texts, 8) == _outcome(REFERENCE.decode_batch, texts, 8)
+            assert outcome(NATIVE.decode_batch, texts, 8) == outcome(REFERENCE.decode_batch, texts, 8)
 
     return check
-
-
-def _outcome(function: Callable[..., object], *args: object) -> object:
-    """What a function gives, or the kind of its refusal."""
-    try:
-        return function(*args)
-    except (ValueError, TypeError) as error:
-        return type(error)
 
 
 def _base32_seeds() -> Iterable[bytes]:
@@ -281,10 +275,13 @@ TARGETS: Final[Mapping[str, Target]] = {
     "serial": Target(_serials, _serial_seeds, 64),
     "proof": Target(_proofs, _proof_seeds, 2_500),
     "scan": Target(_scan, _scan_seeds, 512),
+    "rows": Target(lambda _: lane_kernels.rows(), lane_kernels.row_seeds, 256),
+    "script_calls": Target(lambda _: lane_kernels.script_calls(), lane_kernels.call_seeds, 512),
+    "answers": Target(lambda _: lane_kernels.answers(), lane_kernels.answer_seeds, 512),
     "envelope": Target(_served("envelopes"), _served("envelope_seeds"), 512),
     "requests": Target(_served("requests"), _served("request_seeds"), 4_096, _served("request_class")),
     "lane": Target(_served("lane"), _served("lane_seeds"), 1_024, _served("lane_class")),
 }
 """By name. The names are those of the folders under tests/fuzz/corpus."""
-KERNELS: Final = ("payload", "base32", "scan")
+KERNELS: Final = ("payload", "base32", "scan", "rows", "script_calls", "answers")
 """Those that run kernels and need nothing else: `make sanitize` repeats their corpus under the sanitizers."""
