@@ -66,6 +66,12 @@ class PermissionDenied(PickgateError):
     slug = "PERMISSION_DENIED"
 
 
+class ConsumerTaken(PermissionDenied):
+    """The name under which a feed is acknowledged belongs to another caller."""
+
+    slug = "CONSUMER_TAKEN"
+
+
 # --- the moment's condition: retry with the same request id ----------------------------------------------------
 class Unavailable(PickgateError):
     """The call was not decided now; retrying with the same request id is always safe."""

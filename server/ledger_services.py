@@ -1,7 +1,7 @@
 """The services that read the ledger: settlements and code events as streams, reconciliations, audit, verification.
 
-As server.services: parse, translate, ask, translate back. What a caller may see follows from the mall and the name in its request; that they are
-the caller's own is for whoever checks identities, before these are called.
+As server.services: parse, translate, ask, translate back. What a caller may see follows from the mall in its request; that it is the caller's own
+is for whoever checks identities, before these are called. Names of consumers belong to whoever used them first (engine.ledger.consumers).
 """
 
 from __future__ import annotations
@@ -36,17 +36,31 @@ from pickgate.v1 import ledger_service_pb2 as ledger_pb
 from pickgate.v1 import settlement_service_pb2 as settlement_pb
 from server import bounds, checks, translate_ledger
 from server.ledger_access import LedgerAccess
+from server.roles import Grant
 from server.translate_ledger import AcknowledgeRequest, SubscribeRequest
 
 Q = TypeVar("Q", bound=Message)
 T = TypeVar("T")
 
 
+class Desk(NamedTuple):
+    """What the methods need: the deployment, the ledger, and what the caller may do, None where nobody is known."""
+
+    deployment: Deployment
+    access: LedgerAccess
+    given: Grant | None
+
+    @property
+    def caller(self) -> str:
+        """Whom the record names for this call; '' where callers are not known."""
+        return "" if self.given is None else self.given.actor
+
+
 class LedgerMethod(NamedTuple, Generic[Q]):
     """One method with one answer: the message it takes, its implementation, and the largest request in bytes."""
 
     request: type[Q]
-    call: Callable[[Deployment, LedgerAccess, Q], Message]
+    call: Callable[[Desk, Q], Message]
     bytes_max: int = limits.MESSAGE_BYTES_MAX
 
 
@@ -54,7 +68,7 @@ class LedgerStream(NamedTuple, Generic[Q, T]):
     """One method with a stream of answers: the message it takes, what begins the subscription, and how a batch of it is told."""
 
     request: type[Q]
-    begin: Callable[[Deployment, LedgerAccess, Q], Subscription[T]]
+    begin: Callable[[Desk, Q], Subscription[T]]
     tell: Callable[[Batch[T]], Message]
     bytes_max: int = bounds.CURSOR_MESSAGE_BYTES_MAX
 
@@ -67,73 +81,63 @@ def _known_mall(deployment: Deployment, mall_id: int) -> None:
 # --- feeds --------------------------------------------------------------------------------------------------------
 
 
-def _subscribe(
-    deployment: Deployment, access: LedgerAccess, message: settlement_pb.SubscribeRequest
-) -> Subscription[Settlement]:
+def _subscribe(desk: Desk, message: settlement_pb.SubscribeRequest) -> Subscription[Settlement]:
     request = translate_ledger.subscribe_request(message)
-    return _begin(deployment, access, request, partial(settlement.page, mall_id=request.consumer.mall_id))
+    return _begin(desk, request, partial(settlement.page, mall_id=request.consumer.mall_id))
 
 
 def _subscribe_code_events(
-    deployment: Deployment, access: LedgerAccess, message: event_pb.SubscribeCodeEventsRequest
+    desk: Desk, message: event_pb.SubscribeCodeEventsRequest
 ) -> Subscription[CodeEvent]:
     request = translate_ledger.subscribe_code_events_request(message)
     read = partial(code_events.page, mall_id=request.consumer.mall_id, types=request.types)
-    return _begin(deployment, access, request, read)
+    return _begin(desk, request, read)
 
 
-def _begin(
-    deployment: Deployment, access: LedgerAccess, request: SubscribeRequest, read: ReadPage[T]
-) -> Subscription[T]:
-    access.ledger()  # before the mall: a server without a ledger says so, whoever asks
-    _known_mall(deployment, request.consumer.mall_id)
-    return access.feeds.subscribe(read, _from(access, request), count=request.count)
+def _begin(desk: Desk, request: SubscribeRequest, read: ReadPage[T]) -> Subscription[T]:
+    desk.access.ledger()  # before the mall: a server without a ledger says so, whoever asks
+    _known_mall(desk.deployment, request.consumer.mall_id)
+    return desk.access.feeds.subscribe(read, _from(desk, request), count=request.count)
 
 
-def _from(access: LedgerAccess, request: SubscribeRequest) -> Cursor:
+def _from(desk: Desk, request: SubscribeRequest) -> Cursor:
     """Where a subscription begins: at its cursor, else where its consumer has acknowledged, else at the oldest that is kept."""
+    ledger = desk.access.ledger()
+    # Also with a cursor: whoever subscribes under another's name would find out only when they acknowledge.
+    known = consumers.acknowledged(ledger, request.consumer, caller=desk.caller)
     if request.cursor is not None:
         return request.cursor
-    ledger = access.ledger()
-    known = None if request.oldest else consumers.acknowledged(ledger, request.consumer)
-    if known is not None:
+    if known is not None and not request.oldest:
         return known.cursor
     with database.snapshot(ledger.engine) as connection:
         return feed.oldest(connection)
 
 
-def _acknowledge(
-    deployment: Deployment, access: LedgerAccess, message: settlement_pb.AcknowledgeRequest
-) -> Message:
-    stored = _store(deployment, access, translate_ledger.acknowledge_request(message))
+def _acknowledge(desk: Desk, message: settlement_pb.AcknowledgeRequest) -> Message:
+    stored = _store(desk, translate_ledger.acknowledge_request(message))
     return settlement_pb.AcknowledgeResponse(
         cursor=feed.cursor_text(stored.cursor), acknowledged_at_ms=stored.at_ms
     )
 
 
-def _acknowledge_code_events(
-    deployment: Deployment, access: LedgerAccess, message: event_pb.AcknowledgeCodeEventsRequest
-) -> Message:
-    stored = _store(deployment, access, translate_ledger.acknowledge_code_events_request(message))
+def _acknowledge_code_events(desk: Desk, message: event_pb.AcknowledgeCodeEventsRequest) -> Message:
+    stored = _store(desk, translate_ledger.acknowledge_code_events_request(message))
     return event_pb.AcknowledgeCodeEventsResponse(
         cursor=feed.cursor_text(stored.cursor), acknowledged_at_ms=stored.at_ms
     )
 
 
-def _store(
-    deployment: Deployment, access: LedgerAccess, request: AcknowledgeRequest
-) -> consumers.Acknowledged:
-    ledger = access.ledger()
-    _known_mall(deployment, request.consumer.mall_id)
-    return consumers.acknowledge(ledger, request.consumer, request.cursor, at_ms=deployment.now_ms())
+def _store(desk: Desk, request: AcknowledgeRequest) -> consumers.Acknowledged:
+    ledger = desk.access.ledger()
+    _known_mall(desk.deployment, request.consumer.mall_id)
+    now_ms = desk.deployment.now_ms()
+    return consumers.acknowledge(ledger, request.consumer, request.cursor, at_ms=now_ms, caller=desk.caller)
 
 
-def _get_by_order(
-    deployment: Deployment, access: LedgerAccess, message: settlement_pb.GetByOrderRequest
-) -> Message:
+def _get_by_order(desk: Desk, message: settlement_pb.GetByOrderRequest) -> Message:
     mall_id, order_id, count, after = translate_ledger.by_order_request(message)
-    ledger = access.ledger()
-    _known_mall(deployment, mall_id)
+    ledger = desk.access.ledger()
+    _known_mall(desk.deployment, mall_id)
     found = settlement.of_order(ledger, mall_id, order_id, count=count + 1, after=after)
     return translate_ledger.by_order_response(found, count)
 
@@ -141,11 +145,9 @@ def _get_by_order(
 # --- LedgerService ------------------------------------------------------------------------------------------------
 
 
-def _get_ledger_status(
-    deployment: Deployment, access: LedgerAccess, message: ledger_pb.GetLedgerStatusRequest
-) -> Message:
-    ledger = access.ledger()
-    facts = deployment.control.copy().ledger
+def _get_ledger_status(desk: Desk, message: ledger_pb.GetLedgerStatusRequest) -> Message:
+    ledger = desk.access.ledger()
+    facts = desk.deployment.control.copy().ledger
     # The ledger first: the store then has at least as much.
     heads = ledger.heads()
     return translate_ledger.status_response(
@@ -153,66 +155,54 @@ def _get_ledger_status(
             deployment_id=ledger.deployment_id,
             chain=ledger.chain.algorithm,
             caught_up_ms=facts.caught_up_ms,
-            now_ms=deployment.now_ms(),
+            now_ms=desk.deployment.now_ms(),
             alarm=facts.alarm,
             heads=heads,
-            in_store=Streams(deployment.connection).lasts(),
+            in_store=Streams(desk.deployment.connection).lasts(),
             consumers=consumers.list_acknowledged(ledger),
         )
     )
 
 
-def _list_reconciliations(
-    deployment: Deployment, access: LedgerAccess, message: ledger_pb.ListReconciliationsRequest
-) -> Message:
+def _list_reconciliations(desk: Desk, message: ledger_pb.ListReconciliationsRequest) -> Message:
     count, before = translate_ledger.list_reconciliations_request(message)
-    found = reconcile.list_runs(access.ledger(), count + 1, before=before)
+    found = reconcile.list_runs(desk.access.ledger(), count + 1, before=before)
     return translate_ledger.list_reconciliations_response(found, count)
 
 
-def _get_reconciliation(
-    deployment: Deployment, access: LedgerAccess, message: ledger_pb.GetReconciliationRequest
-) -> Message:
+def _get_reconciliation(desk: Desk, message: ledger_pb.GetReconciliationRequest) -> Message:
     number, count, behind = translate_ledger.get_reconciliation_request(message)
-    run = reconcile.read_run(access.ledger(), number)
+    run = reconcile.read_run(desk.access.ledger(), number)
     if run is None:
         which = f"reconciliation {number}" if number else "reconciliation yet"
         raise NotFound(f"there is no {which}", field="number")
     return translate_ledger.get_reconciliation_response(run, count, behind)
 
 
-def _start_reconciliation(
-    deployment: Deployment, access: LedgerAccess, message: ledger_pb.StartReconciliationRequest
-) -> Message:
+def _start_reconciliation(desk: Desk, message: ledger_pb.StartReconciliationRequest) -> Message:
     operation_id, actor = translate_ledger.start_reconciliation_request(message)
-    asked = operations.ask(access.ledger(), operation_id, actor, deployment.now_ms())
+    asked = operations.ask(desk.access.ledger(), operation_id, actor, desk.deployment.now_ms())
     return ledger_pb.StartReconciliationResponse(operation=translate_ledger.operation(asked))
 
 
-def _get_operation(
-    deployment: Deployment, access: LedgerAccess, message: ledger_pb.GetOperationRequest
-) -> Message:
+def _get_operation(desk: Desk, message: ledger_pb.GetOperationRequest) -> Message:
     operation_id = checks.request_id(message.operation_id, "operation_id")
-    found = operations.find(access.ledger(), operation_id, deployment.now_ms())
+    found = operations.find(desk.access.ledger(), operation_id, desk.deployment.now_ms())
     if found is None:
         raise NotFound(f"nobody has started an operation {operation_id}", field="operation_id")
     return ledger_pb.GetOperationResponse(operation=translate_ledger.operation(found))
 
 
-def _search_audit(
-    deployment: Deployment, access: LedgerAccess, message: ledger_pb.SearchAuditRequest
-) -> Message:
+def _search_audit(desk: Desk, message: ledger_pb.SearchAuditRequest) -> Message:
     question, count, after = translate_ledger.search_audit_request(message)
-    page = audit.search(access.ledger(), question, count=count, after=after, time_s=bounds.AUDIT_S_MAX)
+    page = audit.search(desk.access.ledger(), question, count=count, after=after, time_s=bounds.AUDIT_S_MAX)
     return translate_ledger.search_audit_response(page)
 
 
-def _verify_chain(
-    deployment: Deployment, access: LedgerAccess, message: ledger_pb.VerifyChainRequest
-) -> Message:
+def _verify_chain(desk: Desk, message: ledger_pb.VerifyChainRequest) -> Message:
     partition, first, last = translate_ledger.verify_chain_request(message)
     report, following = verifying.verify_piece(
-        access.ledger(), partition, first=first, last=last, rows_max=bounds.VERIFY_ROWS_MAX
+        desk.access.ledger(), partition, first=first, last=last, rows_max=bounds.VERIFY_ROWS_MAX
     )
     return translate_ledger.verify_chain_response(report, following)
 

@@ -547,7 +547,7 @@ def _ledger_answer(
 ) -> bytes:
     message = translate.parse(method.request, data, method.bytes_max)
     roles.enter(given, message, deployment.control.store)
-    return method.call(deployment, access, message).SerializeToString()
+    return method.call(ledger_services.Desk(deployment, access, given), message).SerializeToString()
 
 
 def _terminal_answer(
@@ -606,7 +606,7 @@ def _feed_handler(
     def begin(data: bytes, given: Grant | None) -> Lasting:
         message = translate.parse(stream.request, data, stream.bytes_max)
         roles.enter(given, message, deployment.control.store)
-        return stream.begin(deployment, access, message)
+        return stream.begin(ledger_services.Desk(deployment, access, given), message)
 
     return _stream_handler(begin, stream.tell, pool, may)
 

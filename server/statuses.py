@@ -51,6 +51,7 @@ TABLE: Final[dict[type[PickgateError], Row]] = {
     errors.NotFound: Row(grpc.StatusCode.NOT_FOUND),
     errors.Unauthenticated: Row(grpc.StatusCode.UNAUTHENTICATED),
     errors.PermissionDenied: Row(grpc.StatusCode.PERMISSION_DENIED),
+    errors.ConsumerTaken: Row(grpc.StatusCode.PERMISSION_DENIED),
     errors.Conflict: Row(grpc.StatusCode.ABORTED),
     errors.Exhausted: Row(grpc.StatusCode.RESOURCE_EXHAUSTED),
     errors.Unavailable: Row(

@@ -446,6 +446,7 @@ def status_response(status: Status) -> ledger_pb.GetLedgerStatusResponse:
                 name=one.consumer.name,
                 cursor=feed.cursor_text(one.cursor),
                 acknowledged_at_ms=one.at_ms,
+                owner=one.owner,
             )
             for one in status.consumers
         ],

@@ -183,9 +183,11 @@ CONSUMERS: Final = Table(
     Column("name", Text, primary_key=True),
     Column("cursor", Text, nullable=False),
     Column("at_ms", BigInteger, nullable=False),
+    Column("owner", Text, nullable=False, server_default=""),
     sqlite_with_rowid=False,
 )
-"""Up to where each consumer of a feed has acknowledged, and when; mall 0: of all malls."""
+"""Up to where each consumer of a feed has acknowledged, and when; mall 0: of all malls. `owner`: the caller to whom the name belongs, '' for
+nobody yet."""
 
 OPERATIONS: Final = Table(
     "operations",

@@ -224,11 +224,11 @@ def status(console: Console) -> None:
             made.add_row(name, str(head.rows), head.last, head.last_in_store, head.link.hex()[:16])
         rich.print(made)
         if found.consumers:
-            made = table("Consumers", "feed", "#mall", "name", "acknowledged", "cursor")
+            made = table("Consumers", "feed", "#mall", "name", "belongs to", "acknowledged", "cursor")
             for one in found.consumers:
                 feed = enum_name(ledger_pb.FeedKind.DESCRIPTOR, one.feed).lower()
-                mall = str(one.mall_id or "all")
-                made.add_row(feed, mall, escape(one.name), moment(one.acknowledged_at_ms), one.cursor)
+                who = (str(one.mall_id or "all"), escape(one.name), escape(one.owner))
+                made.add_row(feed, *who, moment(one.acknowledged_at_ms), one.cursor)
             rich.print(made)
         if found.alarm:
             rich.print(f"[bold red]ALARM[/]  {escape(found.alarm)}")

@@ -15,15 +15,17 @@ from typing import Any
 import click
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from rich.console import Console as RichConsole
+from rich.markup import escape
 
 from engine.deployment import Deployment, Durability, system_ms
 from engine.errors import ConfigError, InvalidInput, NotFound, PickgateError
 from engine.freezes import Freeze
 from engine.ledger import audit as audited
-from engine.ledger import checkpoints, feed, heads, operations, retention
+from engine.ledger import checkpoints, consumers, feed, heads, operations, retention
 from engine.ledger import rebuild as rebuilding
 from engine.ledger import reconcile as compare
 from engine.ledger import settlement as settling
+from engine.ledger.consumers import Consumer, Feed
 from engine.ledger.heads import Signer, Statement, Unsound
 from engine.ledger.ledger import Ledger
 from engine.ledger.reconcile import Run
@@ -370,6 +372,38 @@ def runs(
     if csv_file is not None:
         reconciled.write_csv(csv_file, run)
     console.emit(reconciled.run_value(run), lambda rich: reconciled.show_run(rich, run))
+
+
+@ledger.command("release")
+@click.argument("name")
+@click.option("--ledger", "ledger_url", metavar="URL", help="sqlite:////path or postgresql://…")
+@click.option("--data-dir", type=click.Path(path_type=Path))
+@click.option(
+    "--feed",
+    "kind",
+    type=click.Choice([one.value for one in Feed]),
+    default=Feed.SETTLEMENTS.value,
+    show_default=True,
+)
+@click.option(
+    "--mall", "mall_id", type=parameters.WHOLE_32, default=0, help="Whose feed it is. Default: all malls'."
+)
+@command
+def release(
+    console: Console, name: str, data_dir: Path | None, ledger_url: str | None, kind: str, mall_id: int
+) -> None:
+    """Let the NAME of a wallet, or of a mall's consumer, go: it belongs to whoever acknowledges under it next. Needs no store.
+
+    What it has acknowledged stays. `pickgate chain status` shows to whom names belong.
+    """
+    settings = console.settings(data_dir=data_dir, ledger_url=ledger_url)
+    with Ledger.open(ledger_address(settings)) as opened:
+        before = consumers.release(opened, Consumer(Feed(kind), mall_id, name))
+    value = {"feed": kind, "mall_id": mall_id, "name": name, "belonged_to": before.owner}
+    belonged = f"belonged to {escape(before.owner)}" if before.owner else "belonged to nobody"
+    console.emit(
+        value, lambda rich: rich.print(f"[bold green]RELEASED[/]  {name} of {kind}, which {belonged}")
+    )
 
 
 def _place(text: str | None, option: str) -> Place | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import delete
 
 from engine.claims import partition_of
@@ -20,10 +21,12 @@ from engine.ledger.tables import EVENTS
 from engine.state.streams import Place
 from pickgate.v1 import code_event_service_pb2 as event_pb
 from pickgate.v1 import code_service_pb2 as code_pb
+from pickgate.v1 import ledger_service_pb2 as ledger_pb
 from pickgate.v1 import settlement_service_pb2 as settlement_pb
 from pickgate.v1 import stock_service_pb2 as stock_pb
 from pickgate.v1 import store_service_pb2 as store_pb
 from pickgate.v1 import types_pb2 as types_pb
+from server.cli import main
 from server.client import CallFailed, Client
 from server.config import parse_listen
 from server.gate import Gate
@@ -496,6 +499,78 @@ def test_a_wallet_of_one_mall_is_told_of_that_mall_only(
             with pytest.raises(CallFailed) as caught:
                 next(asked)
             assert caught.value.code is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_a_name_belongs_to_the_caller_who_acknowledged_under_it_first(
+    books: Books, guarded: tuple[Server, Trust, Idp]
+) -> None:
+    """Of two who may both be wallets, and of two of one mall, neither moves the other's cursor, nor begins at it."""
+    server, trust, idp = guarded
+    books.sell("ORDER-1")
+    books.write()
+    books.sell("ORDER-2")
+    books.write()
+    cursors = [next(subscribe(books.house.client, batch_size_max=1, oldest=True)).cursor]
+    cursors.append(next(subscribe(books.house.client, cursor=cursors[0])).cursor)
+
+    def ask(role: Role, sub: str, cursor: str = "", mall_id: int = MALL) -> str:
+        """Acknowledge a cursor, or begin where the name stands; gives what is stored, or the first order that is told."""
+        token = idp.token(
+            role, sub=sub, pickgate_mall=None if role in (Role.WALLET, Role.OPERATIONS) else mall_id
+        )
+        with Client(server.addresses[0], credentials=trust.credentials(), token=token, tries=1) as client:
+            if role is Role.WALLET:
+                if cursor:
+                    return acknowledge(client, cursor, "purse").cursor
+                return str(next(subscribe(client, "purse")).settlements[0].order_id)
+            if cursor:
+                request = event_pb.AcknowledgeCodeEventsRequest(
+                    mall_id=mall_id, consumer="shop", cursor=cursor
+                )
+                return client.call(client.code_events.AcknowledgeCodeEvents, request).cursor
+            wanted = event_pb.SubscribeCodeEventsRequest(
+                mall_id=mall_id, consumer="shop", types=[event_pb.CODE_EVENT_TYPE_REDEEMED]
+            )
+            told = next(client.stream(client.code_events.SubscribeCodeEvents, wanted))
+            return told.events[0].order_id
+
+    for role, field in ((Role.WALLET, "wallet"), (Role.MALL, "consumer")):
+        assert ask(role, "first", cursors[0]) == cursors[0]
+        for cursor in (cursors[1], cursors[0], ""):
+            with pytest.raises(CallFailed) as caught:
+                ask(role, "second", cursor)
+            assert (caught.value.code, caught.value.reason, caught.value.field) == (
+                grpc.StatusCode.PERMISSION_DENIED,
+                "CONSUMER_TAKEN",
+                field,
+            )
+            assert "belongs to another caller: use a name of your own" in caught.value.message
+            assert "first" not in caught.value.message
+        assert ask(role, "first") == "ORDER-2", "its cursor stands where it left it"
+    assert ask(Role.MALL, "second", cursors[0], mall_id=OTHER_MALL) == cursors[0], "a name of another mall"
+    # A server beside it that knows nobody, and so asks nobody.
+    assert acknowledge(books.house.client, cursors[0], "purse").cursor == cursors[0]
+
+    status = books.house.client.call(
+        books.house.client.ledger.GetLedgerStatus, ledger_pb.GetLedgerStatusRequest()
+    )
+    assert [(one.name, one.mall_id, one.owner) for one in status.consumers] == [
+        ("shop", MALL, "idp:first"),
+        ("shop", OTHER_MALL, "idp:second"),
+        ("purse", 0, "idp:first"),
+    ]
+    # An operator lets go of one: the next has it.
+    release = ["ledger", "release", "purse", "--ledger", books.url]
+    done = CliRunner().invoke(main, release, catch_exceptions=False)
+    assert (done.exit_code, done.stdout) == (
+        0,
+        "RELEASED  purse of settlements, which belonged to idp:first\n",
+    )
+    assert ask(Role.WALLET, "second", cursors[1]) == cursors[1]
+    with pytest.raises(CallFailed):
+        ask(Role.WALLET, "first", cursors[1])
+    done = CliRunner().invoke(main, [*release, "--mall", str(MALL)], catch_exceptions=False)
+    assert (done.exit_code, "no wallet purse has acknowledged" in done.stderr) == (1, True)
 
 
 # --- the server -----------------------------------------------------------------------------------------------------

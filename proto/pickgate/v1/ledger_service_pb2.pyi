@@ -174,12 +174,15 @@ class FeedConsumer(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGED_AT_MS_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     feed: Global___FeedKind.ValueType
     mall_id: _builtins.int
     """0: of all malls."""
     name: _builtins.str
     cursor: _builtins.str
     acknowledged_at_ms: _builtins.int
+    owner: _builtins.str
+    """The caller to whom the name belongs; empty: to nobody yet."""
     def __init__(
         self,
         *,
@@ -188,10 +191,11 @@ class FeedConsumer(_message.Message):
         name: _builtins.str = ...,
         cursor: _builtins.str = ...,
         acknowledged_at_ms: _builtins.int = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_at_ms", b"acknowledged_at_ms", "cursor", b"cursor", "feed", b"feed", "mall_id", b"mall_id", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_at_ms", b"acknowledged_at_ms", "cursor", b"cursor", "feed", b"feed", "mall_id", b"mall_id", "name", b"name", "owner", b"owner"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

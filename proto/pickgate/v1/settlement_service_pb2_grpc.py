@@ -71,7 +71,8 @@ class SettlementServiceServicer:
     def Acknowledge(self, request, context):
         """Stores up to where a wallet has booked. It only goes forward: status FAILED_PRECONDITION, reason CURSOR_BACK for a cursor that is
         behind the stored one in any partition; status OUT_OF_RANGE, reason CURSOR_AHEAD for one beyond the ledger's end. The same
-        cursor again changes nothing.
+        cursor again changes nothing. Where callers are known, a name belongs to the one who acknowledged under it first: status
+        PERMISSION_DENIED, reason CONSUMER_TAKEN, for anybody else, here and of Subscribe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,7 +50,8 @@ class SettlementServiceStub:
     Acknowledge: _grpc.UnaryUnaryMultiCallable[_settlement_service_pb2.AcknowledgeRequest, _settlement_service_pb2.AcknowledgeResponse]
     """Stores up to where a wallet has booked. It only goes forward: status FAILED_PRECONDITION, reason CURSOR_BACK for a cursor that is
     behind the stored one in any partition; status OUT_OF_RANGE, reason CURSOR_AHEAD for one beyond the ledger's end. The same
-    cursor again changes nothing.
+    cursor again changes nothing. Where callers are known, a name belongs to the one who acknowledged under it first: status
+    PERMISSION_DENIED, reason CONSUMER_TAKEN, for anybody else, here and of Subscribe.
     """
     GetByOrder: _grpc.UnaryUnaryMultiCallable[_settlement_service_pb2.GetByOrderRequest, _settlement_service_pb2.GetByOrderResponse]
     """All settlements of one order, a page at a time; none for an order that has no splits, or that nobody has picked up."""
@@ -71,7 +72,8 @@ class SettlementServiceAsyncStub(SettlementServiceStub):
     Acknowledge: _aio.UnaryUnaryMultiCallable[_settlement_service_pb2.AcknowledgeRequest, _settlement_service_pb2.AcknowledgeResponse]  # type: ignore[assignment]
     """Stores up to where a wallet has booked. It only goes forward: status FAILED_PRECONDITION, reason CURSOR_BACK for a cursor that is
     behind the stored one in any partition; status OUT_OF_RANGE, reason CURSOR_AHEAD for one beyond the ledger's end. The same
-    cursor again changes nothing.
+    cursor again changes nothing. Where callers are known, a name belongs to the one who acknowledged under it first: status
+    PERMISSION_DENIED, reason CONSUMER_TAKEN, for anybody else, here and of Subscribe.
     """
     GetByOrder: _aio.UnaryUnaryMultiCallable[_settlement_service_pb2.GetByOrderRequest, _settlement_service_pb2.GetByOrderResponse]  # type: ignore[assignment]
     """All settlements of one order, a page at a time; none for an order that has no splits, or that nobody has picked up."""
@@ -101,7 +103,8 @@ class SettlementServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_settlement_service_pb2.AcknowledgeResponse, _abc.Awaitable[_settlement_service_pb2.AcknowledgeResponse]]:
         """Stores up to where a wallet has booked. It only goes forward: status FAILED_PRECONDITION, reason CURSOR_BACK for a cursor that is
         behind the stored one in any partition; status OUT_OF_RANGE, reason CURSOR_AHEAD for one beyond the ledger's end. The same
-        cursor again changes nothing.
+        cursor again changes nothing. Where callers are known, a name belongs to the one who acknowledged under it first: status
+        PERMISSION_DENIED, reason CONSUMER_TAKEN, for anybody else, here and of Subscribe.
         """
 
     @_abc_1.abstractmethod

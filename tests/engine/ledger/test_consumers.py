@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from engine.errors import CursorAhead, CursorBack, Exhausted, InvalidInput
+from engine.errors import ConsumerTaken, CursorAhead, CursorBack, Exhausted, InvalidInput, NotFound
 from engine.ledger import consumers, feed
-from engine.ledger.consumers import Consumer, Feed, acknowledge, acknowledged, list_acknowledged
+from engine.ledger.consumers import Consumer, Feed, acknowledge, acknowledged, list_acknowledged, release
 from engine.ledger.feed import Cursor
 from engine.ledger.ledger import Ledger
 from engine.ledger.writer import Writer
@@ -127,5 +127,65 @@ def test_there_are_only_so_many_names(ledger: Ledger, end: Cursor, monkeypatch: 
     with pytest.raises(Exhausted, match="there may be no more"):
         acknowledge(ledger, Consumer(Feed.SETTLEMENTS, 0, "three"), {}, at_ms=1)
     acknowledge(ledger, Consumer(Feed.SETTLEMENTS, 0, "one"), end, at_ms=2)
-    acknowledge(ledger, Consumer(Feed.CODE_EVENTS, MALL, "one"), end, at_ms=2)
+    for other in (Consumer(Feed.CODE_EVENTS, MALL, "one"), Consumer(Feed.SETTLEMENTS, MALL, "three")):
+        acknowledge(ledger, other, end, at_ms=2)
     assert feed.cursor_text(end)
+
+
+# --- whose they are ---------------------------------------------------------------------------------------------------
+def test_a_name_belongs_to_who_acknowledges_under_it_first(ledger: Ledger, end: Cursor) -> None:
+    first = {HERE: before(end[HERE])}
+    acknowledge(ledger, WALLET, first, at_ms=5, caller="idp:purse")
+    for cursor in (first, end, end | {HERE: before(end[HERE], -1)}):
+        with pytest.raises(ConsumerTaken, match="the wallet wallet belongs to another caller") as caught:
+            acknowledge(ledger, WALLET, cursor, at_ms=6, caller="idp:thief")
+        assert caught.value.field == "wallet"
+        assert "idp:purse" not in caught.value.message
+    with pytest.raises(ConsumerTaken):
+        acknowledged(ledger, WALLET, caller="idp:thief")
+    found = acknowledged(ledger, WALLET, caller="idp:purse")
+    assert found is not None
+    assert (found.cursor, found.at_ms, found.owner) == (first, 5, "idp:purse")
+    assert acknowledge(ledger, WALLET, end, at_ms=7, caller="idp:purse").cursor == end
+    others = (Consumer(Feed.SETTLEMENTS, MALL, "wallet"), Consumer(Feed.CODE_EVENTS, MALL, "wallet"))
+    for other in others:
+        assert acknowledge(ledger, other, end, at_ms=8, caller="idp:thief").owner == "idp:thief"
+
+
+def test_a_name_that_was_used_where_nobody_is_known_is_taken_by_the_first_who_is(
+    ledger: Ledger, end: Cursor
+) -> None:
+    acknowledge(ledger, WALLET, end, at_ms=5)
+    taken = acknowledge(ledger, WALLET, end, at_ms=6, caller="idp:purse")
+    assert (taken.owner, taken.at_ms) == ("idp:purse", 5), "the cursor is the same"
+    with pytest.raises(ConsumerTaken):
+        acknowledge(ledger, WALLET, end, at_ms=7, caller="idp:thief")
+    # Where callers are not known nothing is looked at, and nothing changes hands.
+    assert acknowledge(ledger, WALLET, end, at_ms=8).owner == "idp:purse"
+    assert [one.owner for one in list_acknowledged(ledger)] == ["idp:purse"]
+
+
+def test_a_name_that_is_let_go_belongs_to_the_next(ledger: Ledger, end: Cursor) -> None:
+    with pytest.raises(NotFound, match="no wallet wallet has acknowledged settlements of all malls"):
+        release(ledger, WALLET)
+    acknowledge(ledger, WALLET, end, at_ms=5, caller="idp:old")
+    assert release(ledger, WALLET).owner == "idp:old"
+    found = acknowledged(ledger, WALLET, caller="idp:new")
+    assert found is not None
+    assert (found.cursor, found.owner) == (end, "")
+    acknowledge(ledger, WALLET, end, at_ms=6, caller="idp:new")
+    with pytest.raises(ConsumerTaken):
+        acknowledge(ledger, WALLET, end, at_ms=7, caller="idp:old")
+
+
+def test_of_two_that_come_first_at_once_one_has_it(ledger: Ledger, end: Cursor) -> None:
+    def one(number: int) -> str:
+        try:
+            return acknowledge(ledger, WALLET, end, at_ms=number, caller=f"idp:{number}").owner
+        except ConsumerTaken:
+            return ""
+
+    with ThreadPoolExecutor(4) as pool:
+        owners = list(pool.map(one, range(4)))
+    [owner] = filter(None, owners)
+    assert [one.owner for one in list_acknowledged(ledger)] == [owner]
