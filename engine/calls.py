@@ -297,7 +297,9 @@ class RedeemAnswer:
     review_id: str = ""
     distance_bucket: int = 255
     window: str = ""
-    """The next pickup window, with OUTSIDE_WINDOW."""
+    """The next pickup window, with OUTSIDE_WINDOW; the next opening hours, with STORE_CLOSED ('' when none are in sight)."""
+    proof_methods: tuple[str, ...] = ()
+    """The ways of proof that the code takes, with PROOF_REQUIRED."""
     replayed: bool = False
     """True when this is the remembered answer of an earlier call with the same request id."""
 

@@ -131,6 +131,13 @@ class Stopping(Unavailable):
     slug = "STOPPING"
 
 
+class StockFull(Unavailable):
+    """Units that left one store don't fit into the other's figure; they stay in transit until there is room."""
+
+    slug = "STOCK_FULL"
+    retry_after_ms = 5_000
+
+
 class NoActiveKey(Unavailable):
     """No active key for the wanted version and suite."""
 

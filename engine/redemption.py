@@ -76,29 +76,30 @@ def _decide(
 def redeem_answer(
     deployment: Deployment, copy: Copy, attempt: Attempt | None, facts: Facts | None
 ) -> RedeemAnswer:
-    """The answer of redeem to an attempt: with what only the set-up knows, the store's name and its next pickup window."""
+    """The answer of redeem to an attempt: with what only the set-up knows, the store's name and when it hands out next."""
     if attempt is None or facts is None:
         return RedeemAnswer(RedeemVerdict.INVALID_CODE)
     return _named(deployment, copy, state.answer_of(state.uid_of(attempt), facts))
 
 
 def _named(deployment: Deployment, copy: Copy, answer: RedeemAnswer) -> RedeemAnswer:
-    """Add what only the set-up knows: the name of the code's store, and its next pickup window where that matters."""
+    """Add what only the set-up knows: the name of the code's store, and when it hands out next where that matters."""
     store = copy.stores.get(answer.store_id)
     if store is None:
         return answer
-    window = ""
+    span = None
     if answer.verdict is RedeemVerdict.OUTSIDE_WINDOW:
         span = hours.next_window(store, deployment.now_ms())
-        window = _window_text(span, store) if span else ""
-    return replace(answer, store_name=store.name, window=window)
+    elif answer.verdict is RedeemVerdict.STORE_CLOSED and not store.closed:
+        span = store.calendar.next_opening(deployment.now_ms())
+    return replace(answer, store_name=store.name, window=_window_text(span, store) if span else "")
 
 
 def _window_text(span: hours.Span, store: Store) -> str:
-    """A pickup window as the clerk reads it, in the store's own time: name, day, from, to."""
+    """A pickup window or opening hours as the clerk reads them, in the store's own time: name, day, from, to."""
     zone = ZoneInfo(store.time_zone)
     start, end = (datetime.fromtimestamp(at_ms / 1000, zone) for at_ms in (span.start_ms, span.end_ms))
-    return f"{span.name} {start:%Y-%m-%d %H:%M}-{end:%H:%M}"
+    return f"{span.name} {start:%Y-%m-%d %H:%M}-{end:%H:%M}".lstrip()
 
 
 def inspect_answer(

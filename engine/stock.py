@@ -72,24 +72,27 @@ def transfer(
     """Move units that nobody has reserved from one store to another, without ever losing or making one.
 
     An error after the units left (StoreUnavailable) leaves them in transit: a retry with the same request id, or the sweep of
-    any server, brings them in. Raises TooManyItems, StaleControl, LedgerBehind for the batch; UnknownMall, RequestIdReused, StoreUnavailable
-    come per item.
+    any server, brings them in. Raises TooManyItems, StaleControl, LedgerBehind, StoreUnavailable for the batch; UnknownMall,
+    RequestIdReused, StoreUnavailable, StockFull come per item.
     """
     if len(batch) > limits.BATCH_MAX:
         raise TooManyItems(
             f"{len(batch)} transfers in one batch; expected at most {limits.BATCH_MAX}", field="transfers"
         )
     copy = deployment.control.copy_to_change()
+    full = _without_room(deployment, batch)
     outcomes: list[TransferAnswer | PickgateError | None] = [None] * len(batch)
     wanted: list[int] = []
     items: list[transfers.TransferItem] = []
-    for n, request in enumerate(batch):
+    for n, (request, is_full) in enumerate(zip(batch, full, strict=True)):
         if request.mall_id not in copy.malls:
             outcomes[n] = UnknownMall(
                 f"mall {request.mall_id} is not registered: put it first", field="mall_id"
             )
             continue
         finding, finding_store_id = _transfer_finding(copy, request)
+        if finding is None and is_full:
+            finding, finding_store_id = TransferVerdict.ABOVE_LIMIT, request.to_store_id
         wanted.append(n)
         items.append(
             transfers.TransferItem(
@@ -117,7 +120,23 @@ def _transfer_finding(copy: Copy, request: TransferRequest) -> tuple[TransferVer
         if store is None or request.mall_id not in store.mall_ids:
             return TransferVerdict.UNKNOWN_STORE, store_id
     entry = copy.catalogue.get((request.mall_id, request.sku_id))
-    return (TransferVerdict.UNKNOWN_SKU if entry is None or entry.parts else None), 0
+    if entry is None:
+        return TransferVerdict.UNKNOWN_SKU, 0
+    return (TransferVerdict.BUNDLE if entry.parts else None), 0
+
+
+def _without_room(deployment: Deployment, batch: Sequence[TransferRequest]) -> list[bool]:
+    """Of each transfer whether its units would not fit into the other store's figure.
+
+    Asked before they leave, because once they have left they can't be refused any more: where several come at once and together
+    don't fit, the last ones stay in transit until there is room (transfer.lua).
+    """
+    found = state.read_many(
+        deployment.connection, [(one.mall_id, one.to_store_id, [one.sku_id]) for one in batch]
+    )
+    return [
+        figures.on_hand + one.amount > limits.STOCK_MAX for one, [figures] in zip(batch, found, strict=True)
+    ]
 
 
 def read(

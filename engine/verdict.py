@@ -8,8 +8,9 @@ sentence.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum, IntEnum
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 
 class Next(IntEnum):
@@ -79,15 +80,36 @@ class Verdict(Enum):
     def say(self, **facts: object) -> tuple[str, str]:
         """The clerk's sentences (zh-CN, English) with the facts filled in.
 
-        `terminal_id` reads as the terminal, or as a reviewer when it is 0: a code may be redeemed by hand.
+        `terminal_id` reads as the terminal, or as a reviewer when it is 0: a code may be redeemed by hand. `window` reads as the
+        next opening, or as none in sight when it is empty. `proof_methods` are those of engine.policies.ProofMethod.
         """
         filled = _Facts(facts)
+        if "window" in filled:
+            window = filled["window"]
+            filled["opens_zh"] = f"下次营业 {window}" if window else "暂停营业，请顾客联系商城"
+            filled["opens_en"] = (
+                f"its next opening hours are {window}"
+                if window
+                else "it is closed until further notice, the customer asks the mall"
+            )
+            filled["window"] = window or "—"
+        if "proof_methods" in filled:
+            *others, last = (_PROOFS[method] for method in filled["proof_methods"])
+            filled["methods_zh"] = "或".join(filter(None, ("、".join(zh for zh, _ in others), last[0])))
+            filled["methods_en"] = " or ".join(filter(None, (", ".join(en for _, en in others), last[1])))
         if "terminal_id" in filled:
             number = filled["terminal_id"]
             filled["by_zh"] = f"终端 {number} " if number else "人工审核"
             filled["by_en"] = f"terminal {number}" if number else "a reviewer"
         return self.answer.zh.format_map(filled), self.answer.en.format_map(filled)
 
+
+_PROOFS: Final[Mapping[str, tuple[str, str]]] = {
+    "face": ("人脸", "face"),
+    "id_document": ("证件", "document"),
+    "two_staff": ("双人复核", "two staff"),
+}
+"""How the ways of proof are called, in zh-CN and English."""
 
 _UNKNOWN_CODE = Answer(Next.FINAL, "系统中没有该提货码。", "There is no such code in the system.")
 _INVALID_CODE = Answer(
@@ -137,8 +159,8 @@ _PIN_REQUIRED = Answer(
 )
 _PROOF_REQUIRED = Answer(
     Next.ASK_CUSTOMER,
-    "贵重商品需核验身份（人脸、证件或双人复核）。",
-    "Valuable goods: prove the customer's identity (face, document, or two staff) and try again.",
+    "贵重商品需核验身份（{methods_zh}）。",
+    "Valuable goods: prove the customer's identity ({methods_en}) and try again.",
 )
 _OUTSIDE_WINDOW = Answer(
     Next.RETRY,
@@ -153,6 +175,7 @@ _OUT_OF_STOCK = Answer(
 _STORE_CLOSED = Answer(
     Next.FINAL, "门店已停业，暂不能核销。", "The store is closed for pickup: the customer asks the mall."
 )
+_NOT_OPEN = Answer(Next.RETRY, "门店当前未营业：{opens_zh}。", "The store is not open now: {opens_en}.")
 _NOTHING_LEFT = Answer(
     Next.FINAL,
     "商品 {sku_id} 可提数量不足。",
@@ -358,6 +381,22 @@ class TransferVerdict(Verdict):
     )
     UNKNOWN_SKU = 3, _UNKNOWN_SKU
     UNKNOWN_STORE = 4, _UNKNOWN_STORE
+    BUNDLE = (
+        5,
+        Answer(
+            Next.FINAL,
+            "商品 {sku_id} 是套装，请调拨其组成商品。",
+            "SKU {sku_id} is a bundle and has no stock of its own: transfer its parts.",
+        ),
+    )
+    ABOVE_LIMIT = (
+        6,
+        Answer(
+            Next.FINAL,
+            "门店 {store_id} 的商品 {sku_id} 库存将超出上限。",
+            "SKU {sku_id} would exceed the largest stock figure at store {store_id}: check the count.",
+        ),
+    )
 
 
 class RenderVerdict(Verdict):
@@ -422,7 +461,7 @@ class RedeemVerdict(Verdict):
     )
     LOCKED = 14, _LOCKED
     OUT_OF_STOCK = 15, _OUT_OF_STOCK
-    STORE_CLOSED = 16, _STORE_CLOSED
+    STORE_CLOSED = 16, _NOT_OPEN
     NOTHING_LEFT = 17, _NOTHING_LEFT
     NOT_CONFIRMED = 18, _NOT_CONFIRMED
     PROOF_REQUIRED = 19, _PROOF_REQUIRED
@@ -459,7 +498,7 @@ class InspectVerdict(Verdict):
     LOCATION_UNRELIABLE = 11, _LOCATION_UNRELIABLE
     LOCKED = 14, _LOCKED
     OUT_OF_STOCK = 15, _OUT_OF_STOCK
-    STORE_CLOSED = 16, _STORE_CLOSED
+    STORE_CLOSED = 16, _NOT_OPEN
     NOT_CONFIRMED = 18, _NOT_CONFIRMED
     OUTSIDE_WINDOW = 21, _OUTSIDE_WINDOW
 

@@ -57,6 +57,8 @@ TABLE: Final[dict[type[PickgateError], Row]] = {
     errors.Unavailable: Row(
         grpc.StatusCode.UNAVAILABLE, "not decided now; retry with the same request_id, that is always safe"
     ),
+    # What it says is of the caller's own goods.
+    errors.StockFull: Row(grpc.StatusCode.UNAVAILABLE),
     errors.StoreUnavailable: Row(
         grpc.StatusCode.UNAVAILABLE,
         "the store can't be reached; what was asked may or may not have happened: retry with the same request_id, "

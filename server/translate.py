@@ -186,6 +186,8 @@ def say(verdict: Verdict, answer: object, time_zone: str) -> tuple[str, str]:
         )
         if hasattr(answer, name)
     }
+    if methods := getattr(answer, "proof_methods", ()):
+        facts["proof_methods"] = methods
     if at_ms := getattr(answer, "at_ms", 0):
         facts["at"] = local_time(at_ms, time_zone)
     figures = getattr(answer, "figures", None)

@@ -91,6 +91,11 @@ class Facts(NamedTuple):
         """Whether the code is handed out with a proof token only."""
         return bool(self.flags & layouts.FLAG_PROOF_NEEDED)
 
+    @property
+    def proof_methods(self) -> tuple[str, ...]:
+        """The ways of proof that the code takes."""
+        return tuple(method for method, flag in layouts.FLAG_METHODS.items() if self.flags & flag)
+
 
 class Batch(NamedTuple):
     """Attempts on their way to the store: packed calls, and which of the attempts are in each."""
@@ -209,5 +214,6 @@ def answer_of(uid: bytes, facts: Facts) -> RedeemAnswer:
         event=event,
         review_id=str(event) if verdict is RedeemVerdict.LOCKED else "",
         distance_bucket=facts.distance_bucket,
+        proof_methods=facts.proof_methods if verdict is RedeemVerdict.PROOF_REQUIRED else (),
         replayed=facts.remembered,
     )

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from engine import limits
 from engine.calls import StockFigures, TransferAnswer
 from engine.claims import EventId, TransferStep
-from engine.errors import PickgateError, RequestIdReused
+from engine.errors import PickgateError, RequestIdReused, StockFull
 from engine.idempotency import REQUEST_BYTES
 from engine.state import batch, layouts, scripts
 from engine.state.connection import Connection
 from engine.state.keys import PartitionKeys, partition_of_store
 from engine.verdict import TransferVerdict
 
-_REMEMBERED, _REUSED = b"R"[0], b"X"[0]
+_REMEMBERED, _REUSED, _NO_ROOM = b"R"[0], b"X"[0], b"W"[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,15 @@ def complete(connection: Connection) -> int:
 
 def _arrive(connection: Connection, items: Sequence[TransferItem]) -> list[PickgateError | None]:
     """Bring units in, then strike them out of the transit. Per item None, or the error (they stay in transit)."""
-    arrivals = _step(connection, TransferStep.IN, items)
+    arrivals = [
+        StockFull(
+            f"{item.amount} units of SKU {item.sku_id} for store {item.to_store_id} stay in transit: its figure would exceed "
+            f"{limits.STOCK_MAX}; correct it, and the next sweep brings them in"
+        )
+        if not isinstance(reply, PickgateError) and reply[0] == _NO_ROOM
+        else reply
+        for item, reply in zip(items, _step(connection, TransferStep.IN, items), strict=True)
+    ]
     arrived = [
         item for item, reply in zip(items, arrivals, strict=True) if not isinstance(reply, PickgateError)
     ]

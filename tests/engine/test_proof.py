@@ -583,3 +583,29 @@ def test_lines_whose_policies_have_no_proof_in_common_need_none_if_none_is_asked
     assert refused.value.field == "lines"
     shop.put_policies(*(replace(policy, customer_proof="off") for policy in apart))
     assert shop.issue(version=Version.VALUABLE, lines=lines).verdict is IssueVerdict.ISSUED
+
+
+@pytest.mark.parametrize(
+    ("methods", "zh", "en"),
+    [
+        (EVERY_METHOD, "（人脸、证件或双人复核）", "(face, document or two staff)"),
+        (("face", "id_document"), "（人脸或证件）", "(face or document)"),
+        (("two_staff",), "（双人复核）", "(two staff)"),
+    ],
+)
+def test_the_clerk_is_told_the_ways_that_this_code_takes(
+    shop: shops.Shop, methods: tuple[ProofMethod, ...], zh: str, en: str
+) -> None:
+    """And no other: a customer who shows the document that the policy excludes has come for nothing."""
+    shop.receive()
+    proofs.put_provider(shop)
+    shop.put_policies(Policy("deployment", proof_methods=methods))
+    text = shop.show(shop.issue(version=Version.VALUABLE).uid)
+    # What is issued keeps its terms.
+    shop.put_policies(Policy("deployment"))
+    answer = shop.redeem(text)
+    assert answer.verdict is RedeemVerdict.PROOF_REQUIRED
+    assert answer.proof_methods == methods
+    said = answer.verdict.say(proof_methods=answer.proof_methods)
+    assert zh in said[0]
+    assert en in said[1]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from engine import expiry, stock
+from engine import expiry, limits, stock
 from engine.calls import StockChange
 from engine.claims import Line, TransferStep
-from engine.errors import PickgateError, RequestIdReused, StoreUnavailable
+from engine.errors import PickgateError, RequestIdReused, StockFull, StoreUnavailable
 from engine.state import layouts, transfers
 from engine.state.connection import Call, Connection
 from engine.state.events import EventType
@@ -198,4 +198,30 @@ def test_in_one_batch(shop: Shop) -> None:
     assert shops.settled(short).verdict is TransferVerdict.STOCK_SHORT
     assert shops.settled(other).verdict.success
     assert on_hand(shop) == [3, 3, 4]
+    checked(shop)
+
+
+def test_what_does_not_fit_is_refused_and_never_cut_short(shop: Shop) -> None:
+    """A figure has an end: units that would go past it neither vanish nor come back as fewer."""
+    shop.receive(10)
+    shop.receive(limits.STOCK_MAX - 4, store_id=FAR_STORE)
+    assert shop.transfer(5).verdict is TransferVerdict.ABOVE_LIMIT
+    assert on_hand(shop) == [10, 0, limits.STOCK_MAX - 4]
+
+    # Each fits alone, and both together don't: the second has left when that comes out.
+    together = [shop.transfer_request(3), shop.transfer_request(3)]
+    first, waiting = stock.transfer(shop.deployment, together)
+    assert shops.settled(first).verdict is TransferVerdict.TRANSFERRED
+    assert isinstance(waiting, StockFull)
+    assert on_hand(shop) == [4, 0, limits.STOCK_MAX - 1]
+    assert list(read_store(shop.deployment).transit.values()) == [(STORE, FAR_STORE, 100, 3)]
+    with pytest.raises(StockFull):
+        expiry.sweep(shop.deployment)
+    checked(shop)
+
+    shop.receive(20, store_id=FAR_STORE, change=StockChange.COUNT)
+    expiry.sweep(shop.deployment)
+    assert on_hand(shop) == [4, 0, 23]
+    assert shops.settled(stock.transfer(shop.deployment, together[1:])[0]).replayed
+    assert on_hand(shop) == [4, 0, 23]
     checked(shop)

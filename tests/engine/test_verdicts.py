@@ -691,10 +691,16 @@ def _transfer_unknown_sku(shop: Shop) -> Act:
     return lambda: shop.transfer(3, sku_id=999)
 
 
-@case(TransferVerdict.UNKNOWN_SKU)
+@case(TransferVerdict.BUNDLE)
 def _transfer_bundle(shop: Shop) -> Act:
     shop.put_bundle()
     return lambda: shop.transfer(3, sku_id=BUNDLE)
+
+
+@case(TransferVerdict.ABOVE_LIMIT)
+def _transfer_too_much(shop: Shop) -> Act:
+    shop.receive(limits.STOCK_MAX - 2, store_id=FAR_STORE)
+    return lambda: shop.transfer(3)
 
 
 @case(TransferVerdict.UNKNOWN_STORE)
@@ -856,6 +862,12 @@ def _check_sentences(wanted: Verdict, answer: Any) -> None:
     if {"by_zh", "by_en"} & names:
         # Who it was, is said in words that the terminal's number makes.
         names = names - {"by_zh", "by_en"} | {"terminal_id"}
+    worded: dict[str, Any] = {}
+    for made, fact in (("opens", "window"), ("methods", "proof_methods")):
+        # So is when it opens, and how the customer is identified: in test_hours and test_proof.
+        if f"{made}_zh" in names:
+            names = names - {f"{made}_zh", f"{made}_en"}
+            worded[fact] = getattr(source, fact)
     facts: dict[str, object] = {}
     for name in names:
         if name == "at":
@@ -868,7 +880,7 @@ def _check_sentences(wanted: Verdict, answer: Any) -> None:
         else:
             facts[name] = getattr(source, name)
     assert all(facts.values()), facts
-    zh, en = wanted.say(**facts)
+    zh, en = wanted.say(**facts, **worded)
     assert zh
     assert en
     assert "…" not in zh + en

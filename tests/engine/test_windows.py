@@ -7,8 +7,8 @@ import pytest
 from engine import limits
 from engine.calls import StockChange
 from engine.claims import Line, State, Version
-from engine.hours import Window
-from engine.verdict import InspectVerdict, RedeemVerdict
+from engine.hours import Hours, Window
+from engine.verdict import InspectVerdict, Next, RedeemVerdict
 from tests.engine.shop import BUNDLE, Shop, attempts
 
 
@@ -110,3 +110,23 @@ def test_outside_the_window_a_wrong_pin_still_counts(tight: Shop) -> None:
     wrong = f"{(int(issued.pin) + 1) % 1_000_000:06d}"
     verdicts = [tight.redeem(issued.typed, pin=wrong).verdict for _ in range(limits.TRIES_MAX)]
     assert verdicts == [RedeemVerdict.PIN_WRONG, RedeemVerdict.PIN_WRONG, RedeemVerdict.LOCKED]
+
+
+def test_a_store_that_is_not_open_says_when_it_is(shop: Shop) -> None:
+    """Before it opens it is not out of business; closed until further notice it names no time."""
+    shop.receive()
+    text = shop.show(shop.issue().uid)
+    # 1 800 000 000 is 2027-01-15 16:00 in Shanghai.
+    shop.put_store(opening_hours=(Hours(17 * 60, 60),))
+    before = shop.redeem(text)
+    assert before.verdict is RedeemVerdict.STORE_CLOSED
+    assert before.window == "2027-01-15 17:00-01:00"
+    assert shop.inspect(text).window == before.window
+    zh, en = before.verdict.say(window=before.window)
+    assert before.window in zh
+    assert before.window in en
+    assert before.verdict.next is Next.RETRY
+    shop.put_store(opening_hours=(Hours(17 * 60, 60),), closed=True)
+    closed = shop.redeem(text)
+    assert (closed.verdict, closed.window) == (RedeemVerdict.STORE_CLOSED, "")
+    assert "closed until further notice" in closed.verdict.say(window=closed.window)[1]

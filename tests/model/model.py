@@ -1190,8 +1190,10 @@ class Model:
             if at is None or mall not in at.mall_ids:
                 return TransferAnswer(TransferVerdict.UNKNOWN_STORE, sku_id=sku, store_id=one)
         entry = self.catalogue.get((mall, sku))
-        if entry is None or entry.parts:
+        if entry is None:
             return TransferAnswer(TransferVerdict.UNKNOWN_SKU, sku_id=sku)
+        if entry.parts:
+            return TransferAnswer(TransferVerdict.BUNDLE, sku_id=sku)
         shelf = self.shelf(mall, store, sku)
         if shelf.on_hand - shelf.reserved < request.amount:
             return TransferAnswer(TransferVerdict.STOCK_SHORT, self.figures(mall, store, sku), sku)

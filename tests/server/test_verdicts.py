@@ -832,6 +832,17 @@ def _transfer_no_sku(counter: Counter) -> Any:
     return counter.transfer(5, sku_id=NO_SKU)
 
 
+@case(TransferVerdict.BUNDLE)
+def _transfer_bundle(counter: Counter) -> Any:
+    return counter.transfer(5, sku_id=BUNDLE)
+
+
+@case(TransferVerdict.ABOVE_LIMIT)
+def _transfer_too_much(counter: Counter) -> Any:
+    counter.receive(limits.STOCK_MAX, store_id=counter.other_store_id)
+    return counter.transfer(1)
+
+
 @case(TransferVerdict.UNKNOWN_STORE)
 def _transfer_no_store(counter: Counter) -> Any:
     return counter.transfer(5, to_store_id=NO_STORE)

@@ -51,7 +51,7 @@ def replies(draw: st.DrawFn, verdicts: list[int]) -> bytes:
 
 def standing(name: str) -> tuple[Deployment, Copy]:
     """As much of a deployment as an answer needs: the name of one store, and a clock."""
-    store = SimpleNamespace(name=name, time_zone="Asia/Shanghai")
+    store = SimpleNamespace(name=name, time_zone="Asia/Shanghai", closed=True)
     return (
         cast(Any, SimpleNamespace(now_ms=lambda: 0)),
         cast(Any, SimpleNamespace(stores={2001: store})),

@@ -3,12 +3,13 @@
 -- ARGV   1 now_ms · 2 clock compared (0|1) · 3.. one TRANSFER_ITEM each
 -- ITEM   step:B stock_key:I2 answer_key:I2 transit_key:I2 request:c12 body:c8 departure:c10 mall:I4 store:I4 other_store:I4 sku:I4 amount:I4 finding:B actor_len:I2
 -- ANSWER verdict:B sku:I4 on_hand:I4 reserved:I4 baseline:I4 tier:B epoch:I4 seq:I6
--- RETURN per item one byte and, but for X, a STOCK_ANSWER: A decided now · R remembered · X request id reused with another
---        body
+-- RETURN per item one byte and, but for X and W, a STOCK_ANSWER: A decided now · R remembered · X request id reused with another
+--        body · W no room at the other store: the units wait in transit
 --
 -- Out takes the units and writes them into the transit hash of its own partition, in one step; in adds them, once for each
 -- departure; done strikes them out of the transit. Cut off in between, the units are in transit, and whoever looks at the
--- transit hash next repeats in and done. So no unit is ever lost or made. What is remembered of an arrival hangs on the number
+-- transit hash next repeats in and done. So no unit is ever lost or made; nor where a figure would outgrow its limit (the caller asks
+-- before the units leave, but others bring in meanwhile): then they wait. What is remembered of an arrival hangs on the number
 -- of the departure, not on the request id alone: an id that comes back when its answer is long forgotten is another transfer.
 -- finding (0: none, else the verdict's number) is what the set-up says against it; it comes after a remembered answer.
 
@@ -50,6 +51,7 @@ local function transfer(item)
     look(transit_key, request .. departure)
     place(transit_key, request .. departure, pack(TRANSIT, body, mall, store, other_store, sku, amount, now) .. actor)
   else
+    if s.on_hand + amount > LIMIT.STOCK_MAX then return 'W' end
     s.on_hand = s.on_hand + amount
     number = emit(EVENT_TYPE.TRANSFER_IN, mall, store, NOBODY, 0, request, body, actor,
       pack('>I4I4I4', sku, amount, other_store) .. departure)

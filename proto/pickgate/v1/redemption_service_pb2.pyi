@@ -101,6 +101,7 @@ class _RedeemVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RedeemV
     REDEEM_VERDICT_OUT_OF_STOCK: _RedeemVerdict.ValueType  # 15
     """`sku_id` says of what."""
     REDEEM_VERDICT_STORE_CLOSED: _RedeemVerdict.ValueType  # 16
+    """`window` says when it opens."""
     REDEEM_VERDICT_NOTHING_LEFT: _RedeemVerdict.ValueType  # 17
     """`sku_id` says of what the code has not that many units left."""
     REDEEM_VERDICT_NOT_CONFIRMED: _RedeemVerdict.ValueType  # 18
@@ -139,6 +140,7 @@ REDEEM_VERDICT_LOCKED: RedeemVerdict.ValueType  # 14
 REDEEM_VERDICT_OUT_OF_STOCK: RedeemVerdict.ValueType  # 15
 """`sku_id` says of what."""
 REDEEM_VERDICT_STORE_CLOSED: RedeemVerdict.ValueType  # 16
+"""`window` says when it opens."""
 REDEEM_VERDICT_NOTHING_LEFT: RedeemVerdict.ValueType  # 17
 """`sku_id` says of what the code has not that many units left."""
 REDEEM_VERDICT_NOT_CONFIRMED: RedeemVerdict.ValueType  # 18
@@ -256,7 +258,9 @@ class InspectResponse(_message.Message):
     pin_required: _builtins.bool
     proof_required: _builtins.bool
     window: _builtins.str
-    """With OUTSIDE_WINDOW: the next pickup window, as name, day and times of the store."""
+    """With OUTSIDE_WINDOW: the next pickup window, as name, day and times of the store. With STORE_CLOSED: its next opening hours, ""
+    when none are in sight.
+    """
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.LineState]:
         """With what is left of each."""
@@ -393,7 +397,9 @@ class RedeemResponse(_message.Message):
     replayed: _builtins.bool
     """True when this is the remembered answer of an earlier call with the same request_id."""
     window: _builtins.str
-    """With OUTSIDE_WINDOW: the next pickup window, as name, day and times of the store."""
+    """With OUTSIDE_WINDOW: the next pickup window, as name, day and times of the store. With STORE_CLOSED: its next opening hours, ""
+    when none are in sight.
+    """
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.LineState]:
         """What this redemption took (count) and what remains (left)."""

@@ -65,9 +65,12 @@ class _TransferVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trans
     TRANSFER_VERDICT_STOCK_SHORT: _TransferVerdict.ValueType  # 2
     """Not that many units are free to go."""
     TRANSFER_VERDICT_UNKNOWN_SKU: _TransferVerdict.ValueType  # 3
-    """Not in the catalogue, or a bundle."""
     TRANSFER_VERDICT_UNKNOWN_STORE: _TransferVerdict.ValueType  # 4
     """`store_id` says which of both."""
+    TRANSFER_VERDICT_BUNDLE: _TransferVerdict.ValueType  # 5
+    """The SKU is a bundle: transfer its parts."""
+    TRANSFER_VERDICT_ABOVE_LIMIT: _TransferVerdict.ValueType  # 6
+    """The other store, `store_id`, would have more than 2^31 - 1 units."""
 
 class TransferVerdict(_TransferVerdict, metaclass=_TransferVerdictEnumTypeWrapper):
     """Answers of TransferStock."""
@@ -77,9 +80,12 @@ TRANSFER_VERDICT_TRANSFERRED: TransferVerdict.ValueType  # 1
 TRANSFER_VERDICT_STOCK_SHORT: TransferVerdict.ValueType  # 2
 """Not that many units are free to go."""
 TRANSFER_VERDICT_UNKNOWN_SKU: TransferVerdict.ValueType  # 3
-"""Not in the catalogue, or a bundle."""
 TRANSFER_VERDICT_UNKNOWN_STORE: TransferVerdict.ValueType  # 4
 """`store_id` says which of both."""
+TRANSFER_VERDICT_BUNDLE: TransferVerdict.ValueType  # 5
+"""The SKU is a bundle: transfer its parts."""
+TRANSFER_VERDICT_ABOVE_LIMIT: TransferVerdict.ValueType  # 6
+"""The other store, `store_id`, would have more than 2^31 - 1 units."""
 Global___TransferVerdict: _TypeAlias = TransferVerdict  # noqa: Y015
 
 @_typing.final
