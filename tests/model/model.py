@@ -819,6 +819,8 @@ class Model:
         bucket = facts["distance_bucket"]
         failed = self._second_factor(code, request, of, right, token)
         if failed is RedeemVerdict.PIN_REQUIRED or failed is RedeemVerdict.PROOF_REQUIRED:
+            if failed is RedeemVerdict.PROOF_REQUIRED:
+                facts["proof_methods"] = tuple(way for way in Terms().proof_methods if way in code.methods)
             return self._said(failed, of, facts)
         if failed is not None:
             event = self._fail(code, failed.number, terminal.terminal_id, request.actor, bucket)
