@@ -198,7 +198,8 @@ DEPARTURE: Final = Layout("epoch:I4 seq:I6")
 TRANSIT: Final = Layout("body:c8 mall:I4 store:I4 other_store:I4 sku:I4 amount:I4 at:I6")
 """Units that left `store` and have not arrived at `other_store`; behind it the actor."""
 
-REGISTER_ITEM: Final = Layout("request:c12 body:c8 day_0:I2 day_1:I2 day_2:I2 day_3:I2")
-"""One request id, and the register buckets of today and of the three days before."""
+REGISTER_ITEM: Final = Layout("request:c12 body:c8 ahead:I2 day_0:I2 day_1:I2 day_2:I2 day_3:I2")
+"""One request id, and the register buckets of today and of the three days before. `ahead` is today's too, or, shortly before
+midnight, that of tomorrow, in which a process with a faster clock may have entered it."""
 
 LAYOUTS: Final = {name: value for name, value in globals().items() if isinstance(value, Layout)}

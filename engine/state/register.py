@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from engine import limits
 from engine.errors import PickgateError, RequestIdReused
 from engine.state import batch, layouts, scripts
 from engine.state.connection import Connection
@@ -54,10 +55,14 @@ def _run(connection: Connection, entries: Sequence[Entry], *, enter: bool) -> li
     partitions = len(connection.partitions)
     # An id may stand more than once in a call.
     distinct = list(dict.fromkeys(entries))
-    today = connection.now_ms() // _DAY_MS
+    now_ms = connection.now_ms()
+    today, ahead = now_ms // _DAY_MS, (now_ms + 2 * limits.CLOCK_SKEW_MS_MAX) // _DAY_MS
 
     def pack(entry: Entry, names: PartitionKeys, keys: batch.Keys) -> bytes:
-        days = (keys.index(names.register(entry.request, today - back)) for back in range(4))
+        # By the clocks of the callers, of which each may differ from the store's.
+        days = (
+            keys.index(names.register(entry.request, day)) for day in (ahead, *range(today, today - 4, -1))
+        )
         return layouts.REGISTER_ITEM.pack(entry.request, entry.body, *days)
 
     replies = batch.run(

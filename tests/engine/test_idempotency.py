@@ -591,6 +591,18 @@ def test_entering_and_striking_out(shop: Shop) -> None:
     assert isinstance(register.enter(connection, [one])[0], RequestIdReused)
 
 
+def test_an_id_entered_by_a_faster_clock_just_behind_midnight_is_found(shop: Shop) -> None:
+    """Each clock may differ from the store's, one to either side; what one of them calls tomorrow the other must look into."""
+    connection = shop.deployment.connection
+    one, other = register.Entry(b"m" * 12, b"a" * 8), register.Entry(b"m" * 12, b"b" * 8)
+    shop.clock.tick(DAY_S - shop.clock.now_s % DAY_S)
+    assert register.enter(connection, [one]) == [None]
+    shop.clock.tick(-2 * limits.CLOCK_SKEW_MS_MAX / 1000)
+    assert isinstance(register.enter(connection, [other])[0], RequestIdReused)
+    register.strike_out(connection, [one])
+    assert register.enter(connection, [other]) == [None]
+
+
 def test_redeem_retries_of_a_whole_batch(shop: Shop) -> None:
     """A batch whose reply was lost is sent again, in another order and mixed with new ones."""
     shop.stock_all(100)

@@ -431,9 +431,9 @@ class Model:
 
         A call notes its ids before it is decided, and strikes them out again if it was refused: a refusal changes nothing.
         """
-        today = self._clock_ms() // 86_400_000
+        days = self._days_noted()
         distinct = list(dict.fromkeys(items))
-        clashes = {entry for entry in distinct if not self._note(today, *entry)}
+        clashes = {entry for entry in distinct if not self._note(days, *entry)}
         going = [n for n, entry in enumerate(items) if entry not in clashes]
         answers = dict(zip(going, decide(going), strict=True))
         outcomes = [answers.get(n, REUSED) for n in range(len(items))]
@@ -451,22 +451,29 @@ class Model:
             )
         ]
         for entry in dict.fromkeys(refused):
-            self._strike(today, *entry)
+            self._strike(days, *entry)
         return outcomes
 
-    def _note(self, today: int, key: tuple[Any, ...], body: Any) -> bool:
-        for day in range(today, today - DAYS_NOTED, -1):
+    def _days_noted(self) -> list[int]:
+        """Where an id may stand: today, the days before, and tomorrow if that has begun by the clock of another process."""
+        now_ms = self._clock_ms()
+        today, ahead = (at_ms // 86_400_000 for at_ms in (now_ms, now_ms + 2 * limits.CLOCK_SKEW_MS_MAX))
+        days = list(range(today, today - DAYS_NOTED, -1))
+        return days if ahead == today else [*days, ahead]
+
+    def _note(self, days: Sequence[int], key: tuple[Any, ...], body: Any) -> bool:
+        for day in days:
             found = self.noted.get(day, {}).get(key)
             if found is not None:
                 if found[0] != body:
                     return False
                 self.noted[day][key] = body, found[1] + 1
                 return True
-        self.noted.setdefault(today, {})[key] = body, 1
+        self.noted.setdefault(days[0], {})[key] = body, 1
         return True
 
-    def _strike(self, today: int, key: tuple[Any, ...], body: Any) -> None:
-        for day in range(today, today - DAYS_NOTED, -1):
+    def _strike(self, days: Sequence[int], key: tuple[Any, ...], body: Any) -> None:
+        for day in days:
             found = self.noted.get(day, {}).get(key)
             if found is not None:
                 if found[0] == body:

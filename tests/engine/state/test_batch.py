@@ -33,7 +33,7 @@ def test_a_bulk_goes_in_writes_of_their_own_time(empty_store_url: str, count: in
     requests = [n.to_bytes(12, "big") for n in range(count)]
 
     def pack(request: bytes, names: PartitionKeys, keys: batch.Keys) -> bytes:
-        days = (keys.index(names.register(request, 20_833 - back)) for back in range(4))
+        days = (keys.index(names.register(request, 20_833 - back)) for back in (0, *range(4)))
         return REGISTER_ITEM.pack(request, bytes(8), *days)
 
     def run() -> list[object]:
