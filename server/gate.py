@@ -24,11 +24,12 @@ from typing import Any, Final, TypeAlias
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 
+from engine import limits
 from engine.deployment import Deployment
-from engine.errors import PermissionDenied, PickgateError, Unauthenticated
-from engine.terminals import Key
+from engine.errors import PermissionDenied, PickgateError, StaleControl, Unauthenticated
+from engine.terminals import Key, Terminal
 from server import bounds, roles
-from server.authority import TerminalId
+from server.authority import BACKDATED, TerminalId
 from server.issuers import Identity, Issuers, Refused
 from server.roles import ANYBODY, DENIED, Grant, Place, Role
 
@@ -39,6 +40,11 @@ UNKNOWN: Final = "who calls is not known: a terminal's certificate or an access 
 _NOBODY: Final = Grant(0, 0, 0, "")
 """For methods whose request itself proves who asks."""
 _PACKAGE: Final = "/pickgate.v1."
+_NEW_S: Final = BACKDATED.total_seconds() + limits.CONTROL_AGE_S_MAX + limits.CLOCK_SKEW_MS_MAX / 1000
+"""A certificate that begins no longer ago than this may have been issued by another process and not be in this one's copy yet."""
+_NOT_YET: Final = (
+    "this process does not know of the terminal's new certificate yet: retry with the same request id"
+)
 
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 
@@ -46,11 +52,16 @@ Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 class Caller:
     """Somebody who is known: by certificate, by token, or both."""
 
-    __slots__ = ("epoch", "grants", "identity", "terminal", "terminals", "thumbprint", "until_s", "used")
+    __slots__ = (
+        *("epoch", "grants", "identity", "since_s", "terminal", "terminals", "thumbprint", "until_s", "used"),
+        "certificate_until_s",
+    )
 
     def __init__(self, identity: Identity, terminal: Key | None, thumbprint: str, epoch: int) -> None:
         self.identity = identity
         self.terminal = terminal
+        self.since_s = self.certificate_until_s = 0.0
+        """Of a terminal's certificate: when it begins and ends, unix seconds."""
         self.thumbprint = thumbprint
         self.until_s = identity.until_s
         self.epoch = epoch
@@ -125,7 +136,7 @@ class Gate:
         """What the caller of "Service.Method" may do by it.
 
         certificate: the caller's, in PEM. metadata: of the call. peer: gives its address, as gRPC writes it. Raises
-        Unauthenticated, PermissionDenied, StaleControl.
+        Unauthenticated, PermissionDenied, StaleControl (also where a terminal's new certificate may not be in the copy yet).
         """
         if method in ANYBODY:
             return _NOBODY
@@ -201,8 +212,19 @@ class Gate:
         if caller.terminal is None:
             return
         entry = terminals.get(caller.terminal)
-        if entry is not None and not entry.admits(caller.thumbprint):
-            raise self._unknown("terminal")
+        if entry is None or entry.admits(caller.thumbprint):
+            return
+        if self._is_newer(caller, entry):
+            raise StaleControl(_NOT_YET)
+        raise self._unknown("terminal")
+
+    def _is_newer(self, caller: Caller, entry: Terminal) -> bool:
+        """Whether a certificate may be the next one of an active terminal, of which the copy has not heard yet. Lets nobody in."""
+        return (
+            entry.state == "active"
+            and caller.certificate_until_s > entry.certificate_until_s
+            and self._unix_s() - caller.since_s < _NEW_S
+        )
 
     def _meet(
         self, certificate: bytes | None, authorization: str | None, peer: Callable[[], str], epoch: int
@@ -225,7 +247,9 @@ class Gate:
                 ) != terminal[:2]:
                     raise self._unknown("token of another place")
                 identity = identity._replace(actor=token.actor, until_s=min(until_s, token.until_s))
-            return Caller(identity, terminal, thumbprint.hex(), epoch)
+            caller = Caller(identity, terminal, thumbprint.hex(), epoch)
+            caller.since_s, caller.certificate_until_s = leaf.not_valid_before_utc.timestamp(), until_s
+            return caller
         if token is None:
             if self._socket_role is not None and peer().startswith("unix:"):
                 token = Identity(self._socket_role, Place(), "local", float("inf"), "")

@@ -17,9 +17,9 @@ from typing import Any
 import grpc
 import pytest
 
-from engine.deployment import Deployment, Durability
+from engine.deployment import Deployment, Durability, system_ms
 from engine.state.server import EmbeddedServer
-from engine.wrapping import PassphraseUnlock
+from engine.wrapping import PassphraseUnlock, Unlock
 from pickgate.v1 import code_service_pb2 as code_pb
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import stock_service_pb2 as stock_pb
@@ -202,14 +202,25 @@ def build(
     threads: int = 8,
     durability: str = "memory",
     ledger_url: str = "",
+    unlock: Unlock | None = None,
+    now_ms: Callable[[], int] | None = None,
 ) -> House:
+    """now_ms: a clock that is the test's own, and compared with no other."""
     store = stack.enter_context(
         EmbeddedServer(data_dir, durability="fsync" if durability == "fsync" else "memory")
     )
-    unlock = PassphraseUnlock(PASSPHRASE)
-    Deployment.create(store.url, unlock=unlock, durability=Durability(durability))
+    unlock = unlock or PassphraseUnlock(PASSPHRASE)
+    Deployment.create(
+        store.url,
+        unlock=unlock,
+        durability=Durability(durability),
+        clock_compared=now_ms is None,
+        now_ms=now_ms or system_ms,
+    )
     deployment = stack.enter_context(
-        Deployment.open(store.url, unlock=unlock, durability=Durability(durability))
+        Deployment.open(
+            store.url, unlock=unlock, durability=Durability(durability), now_ms=now_ms or system_ms
+        )
     )
     listen = [parse_listen("127.0.0.1:0"), parse_listen(f"unix:{socket_dir}/{uuid.uuid4().hex[:8]}.sock")]
     server = stack.enter_context(

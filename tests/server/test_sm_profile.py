@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ import grpc
 import pytest
 
 from engine.sm_enrolment import give
-from engine.sm_profile import Sealed, open_answer, seal_request
 from ext import sm2_reference
 from ext.codec import sm2_encrypt
 from pickgate.v1 import code_service_pb2 as code_pb
@@ -23,61 +20,25 @@ from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import types_pb2 as types_pb
 from server.client import Client
 from tests.server.conftest import AT_STORE, MALL, NEAR_STORE, STORE, House
+from tests.server.sealed import GET, INSPECT, REDEEM, RENDER, SealedTerminal
 from tests.server.test_cli import inside
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT = ROOT / "examples" / "sm_terminal"
-REDEEM = "/pickgate.v1.RedemptionService/Redeem"
-INSPECT = "/pickgate.v1.RedemptionService/Inspect"
-RENDER = "/pickgate.v1.CodeService/Render"
-GET = "/pickgate.v1.CodeService/GetCode"
-
-
-class Terminal:
-    """A terminal in the SM profile, with the bytes that were on the wire."""
-
-    def __init__(self, house: House, address: str, number: int) -> None:
-        self.key = (MALL, STORE, number)
-        self.number, self.secret = give(house.deployment.control, self.key)
-        self._channel = grpc.insecure_channel(address)
-        self.wire: list[bytes] = []
-
-    @property
-    def at(self) -> types_pb.Terminal:
-        return types_pb.Terminal(mall_id=MALL, store_id=STORE, terminal_id=self.key[2])
-
-    def seal(self, path: str, body: bytes, **fields: Any) -> tuple[bytes, Sealed]:
-        given: dict[str, Any] = {"time_ms": int(time.time() * 1000), "nonce": os.urandom(16)}
-        secret = fields.pop("secret", self.secret)
-        return seal_request(secret, self.key, self.number, path.encode(), body, **given | fields)
-
-    def send(self, path: str, envelope: bytes) -> bytes:
-        answer: bytes = self._channel.unary_unary(path, None, None)(envelope, timeout=20)
-        self.wire += [envelope, answer]
-        return answer
-
-    def call(self, path: str, message: Any, kind: Any) -> Any:
-        envelope, request = self.seal(path, message.SerializeToString())
-        return kind.FromString(open_answer(request, self.send(path, envelope)))
-
-    def refused(self, path: str, envelope: bytes) -> grpc.Call:
-        with pytest.raises(grpc.RpcError) as caught:
-            self.send(path, envelope)
-        return caught.value  # type: ignore[return-value]
-
-    def close(self) -> None:
-        self._channel.close()
 
 
 @pytest.fixture(params=["lane", "handlers"])
-def terminal(request: pytest.FixtureRequest, house: House) -> Iterator[Terminal]:
-    made = Terminal(house, house.tcp if request.param == "lane" else house.handlers, 71 + len(request.param))
+def terminal(request: pytest.FixtureRequest, house: House) -> Iterator[SealedTerminal]:
+    key = (MALL, STORE, 71 + len(request.param))
     # The house's servers share their deployment's copy, which `give` has brought up to date.
+    number, secret = give(house.deployment.control, key)
+    channel = grpc.insecure_channel(house.tcp if request.param == "lane" else house.handlers)
+    made = SealedTerminal(key, number, secret, channel)
     yield made
     made.close()
 
 
-def test_a_sealed_day(terminal: Terminal, house: House) -> None:
+def test_a_sealed_day(terminal: SealedTerminal, house: House) -> None:
     issued = house.issue()
     rendered = terminal.call(
         RENDER, code_pb.RenderRequest(mall_id=MALL, uid=issued.uid, count=1), code_pb.RenderResponse
@@ -105,7 +66,7 @@ def test_a_sealed_day(terminal: Terminal, house: House) -> None:
         assert clear.encode() not in wire
 
 
-def test_a_forged_code_is_answered_sealed(terminal: Terminal) -> None:
+def test_a_forged_code_is_answered_sealed(terminal: SealedTerminal) -> None:
     answer = terminal.call(
         REDEEM,
         redemption_pb.RedeemRequest(terminal=terminal.at, code="PG" + "0" * 76, request_id="sealed-forged"),
@@ -114,7 +75,7 @@ def test_a_forged_code_is_answered_sealed(terminal: Terminal) -> None:
     assert answer.verdict == redemption_pb.REDEEM_VERDICT_INVALID_CODE
 
 
-def test_what_does_not_open_is_unauthenticated(terminal: Terminal) -> None:
+def test_what_does_not_open_is_unauthenticated(terminal: SealedTerminal) -> None:
     body = redemption_pb.InspectRequest(terminal=terminal.at, code="x").SerializeToString()
     envelope, _ = terminal.seal(INSPECT, body)
     terminal.send(INSPECT, envelope)
@@ -131,7 +92,7 @@ def test_what_does_not_open_is_unauthenticated(terminal: Terminal) -> None:
     assert terminal.refused(INSPECT, b"\0").code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_it_speaks_for_itself_alone(terminal: Terminal) -> None:
+def test_it_speaks_for_itself_alone(terminal: SealedTerminal) -> None:
     for other in (
         types_pb.Terminal(mall_id=MALL, store_id=STORE, terminal_id=3),
         types_pb.Terminal(mall_id=MALL, store_id=2002, terminal_id=terminal.key[2]),
@@ -153,7 +114,7 @@ def test_it_speaks_for_itself_alone(terminal: Terminal) -> None:
     assert told.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
-def test_errors_of_sealed_calls_repeat_nothing_of_the_request(terminal: Terminal) -> None:
+def test_errors_of_sealed_calls_repeat_nothing_of_the_request(terminal: SealedTerminal) -> None:
     secret = "0123456789abcdeX"
     for path, body in (
         (GET, code_pb.GetCodeRequest(mall_id=MALL, uid=secret)),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,96 +23,31 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from PIL import Image
 
+from engine.control import Copy
+from engine.deployment import Deployment, Durability
 from engine.errors import ConfigError
 from engine.terminals import digest_of
+from engine.wrapping import PassphraseUnlock
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import terminal_service_pb2 as terminal_pb
-from pickgate.v1 import types_pb2 as types_pb
 from server.authority import Pair, make_request
 from server.client import CallFailed, Client
-from server.config import parse_listen
-from server.gate import Gate
-from server.issuers import Issuers
 from server.issuing import Issuing
 from server.roles import Role
-from server.serve import Server
-from server.tls import Certificates
 from tests.server.conftest import (
     AT_STORE,
     MALL,
     NEAR_STORE,
     OTHER_MALL,
+    PASSPHRASE,
     STORE,
     House,
     HouseFactory,
     wait_until,
 )
+from tests.server.counters import TOKEN, Counter, place
 from tests.server.test_cli import inside
-from tests.server.tokens import Idp
 from tests.server.trust import DOMAIN, Trust
-
-TOKEN = "A" * 31 + "B"
-
-
-@dataclass
-class Counter:
-    """A server that enrols, a house of its own, and somebody who may invite."""
-
-    house: House
-    trust: Trust
-    idp: Idp
-    server: Server
-    stack: ExitStack
-    admin: Client
-    anybody: Client
-
-    def terminal(self, pair: Pair) -> Client:
-        credentials = self.trust.credentials(pair)
-        return self.stack.enter_context(
-            Client(self.server.addresses[1], credentials=credentials, tries=1, timeout_s=10)
-        )
-
-    def invite(self, number: int, token: str = TOKEN, **more: Any) -> terminal_pb.TerminalEntry:
-        request = terminal_pb.InviteTerminalRequest(
-            terminal=place(number),
-            request_id=self.house.request_id(),
-            token_sha256=digest_of(token.encode()),
-            **more,
-        )
-        return self.admin.call(self.admin.terminals.InviteTerminal, request).entry
-
-    def enrol(self, number: int, token: str = TOKEN, csr: bytes | None = None) -> Pair:
-        made = make_request()
-        request = terminal_pb.EnrolTerminalRequest(
-            terminal=place(number), token=token, csr_pem=(csr or made.pem).decode()
-        )
-        response = self.anybody.call(self.anybody.terminals.EnrolTerminal, request)
-        return Pair(response.certificate_pem.encode(), made.key_pem)
-
-    def rotate(self, number: int, client: Client) -> Pair:
-        made = make_request()
-        request = terminal_pb.RotateCertificateRequest(terminal=place(number), csr_pem=made.pem.decode())
-        response = client.call(client.terminals.RotateCertificate, request)
-        return Pair(response.certificate_pem.encode(), made.key_pem)
-
-    def entry(self, number: int) -> terminal_pb.TerminalEntry:
-        request = terminal_pb.ListTerminalsRequest(mall_id=MALL, store_id=STORE)
-        listed = self.admin.call(self.admin.terminals.ListTerminals, request).entries
-        (found,) = [one for one in listed if one.terminal.terminal_id == number]
-        return found
-
-    def change(self, number: int, verb: str, reason: str = "") -> terminal_pb.TerminalEntry:
-        request = getattr(terminal_pb, f"{verb}TerminalRequest")(
-            terminal=place(number), request_id=self.house.request_id(), reason=reason
-        )
-        found: terminal_pb.TerminalEntry = self.admin.call(
-            getattr(self.admin.terminals, f"{verb}Terminal"), request
-        ).entry
-        return found
-
-
-def place(number: int, store_id: int = STORE, mall_id: int = MALL) -> types_pb.Terminal:
-    return types_pb.Terminal(mall_id=mall_id, store_id=store_id, terminal_id=number)
 
 
 def let_in(client: Client, number: int) -> bool:
@@ -133,28 +69,8 @@ def refusal(call: Any) -> grpc.StatusCode:
 
 @pytest.fixture
 def counter(make_house: HouseFactory, tmp_path: Path) -> Iterator[Counter]:
-    house = make_house()
-    trust, idp = Trust.make(tmp_path / "trust"), Idp(tmp_path / "idp")
-    key = trust.write("ca-key", trust.authority.key_pem)
-    server = Server(
-        house.deployment,
-        [parse_listen("127.0.0.1:0")],
-        threads=8,
-        look=house.deployment.look,
-        certificates=Certificates(trust.files),
-        listen_mtls=[parse_listen("127.0.0.1:0")],
-        gate=Gate(house.deployment, trust_domain=DOMAIN, issuers=Issuers(idp.file)),
-        issuing=Issuing(trust.folder / "ca.pem", key, trust_domain=DOMAIN, days=30),
-    )
-    with ExitStack() as stack, server:
-
-        def client(token: str) -> Client:
-            made = Client(
-                server.addresses[0], credentials=trust.credentials(), token=token, tries=1, timeout_s=10
-            )
-            return stack.enter_context(made)
-
-        yield Counter(house, trust, idp, server, stack, client(idp.token(Role.ADMINISTRATOR)), client(""))
+    with ExitStack() as stack:
+        yield Counter.open(stack, make_house(), tmp_path)
 
 
 # --- enrolling --------------------------------------------------------------------------------------------------------------
@@ -310,32 +226,45 @@ def test_a_rotation_keeps_the_certificate_that_asked_until_the_next(counter: Cou
     assert refusal(lambda: counter.rotate(11, counter.anybody)) is grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_a_terminal_rotates_under_load_and_no_genuine_call_is_refused(counter: Counter) -> None:
+def test_a_process_that_has_not_heard_of_a_new_certificate_asks_to_try_again(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counter.invite(11)
-    current = [counter.terminal(counter.enrol(11))]
-    house, codes = counter.house, [counter.house.shown() for _ in range(60)]
-    verdicts: list[int] = []
-    failed: list[Exception] = []
+    pair = counter.enrol(11)
+    opened = Deployment.open(
+        counter.house.store.url, unlock=PassphraseUnlock(PASSPHRASE), durability=Durability.MEMORY
+    )
+    control = counter.stack.enter_context(opened).control
+    counter.serve(opened)
+    first = counter.terminal(pair, server=1)
+    assert let_in(first, 11)
 
-    def redeem() -> None:
-        for code in codes:
-            scan = house.redeem_request(code)
-            scan.terminal.terminal_id = 11
-            client = current[-1]
-            try:
-                verdicts.append(client.call(client.redemption.Redeem, scan).verdict)
-            except CallFailed as error:
-                failed.append(error)
+    look = redemption_pb.InspectRequest(terminal=place(11), position=AT_STORE)
 
-    thread = threading.Thread(target=redeem)
-    thread.start()
-    for turn in range(6):
-        counter.trust.replace_server()
-        current.append(counter.terminal(counter.rotate(11, current[-1])))
-        wait_until(lambda want=8 * turn: len(verdicts) > want or not thread.is_alive(), "it goes on")  # type: ignore[misc]
-    thread.join()
-    assert failed == []
-    assert verdicts == [redemption_pb.REDEEM_VERDICT_REDEEMED] * len(codes)
+    def look_again() -> Copy:
+        control._copy = replace(control.copy(), checked_at_s=time.monotonic())
+        return control._copy
+
+    with monkeypatch.context() as kept:
+        # Its look at the store, each second, finds nothing new for a while.
+        kept.setattr(control, "refresh", look_again)
+        # Certificates end by the second, and the next one ends later.
+        issued_s = time.time() // 1
+        wait_until(lambda: time.time() // 1 > issued_s, "the next second")
+        second = counter.rotate(11, counter.terminal(pair))
+        late, elsewhere = counter.terminal(second, server=1), counter.terminal(second)
+        for _ in range(2):
+            assert let_in(elsewhere, 11)
+            assert let_in(first, 11)
+            assert refusal(lambda: late.call(late.redemption.Inspect, look)) is grpc.StatusCode.UNAVAILABLE
+    control.refresh()
+    assert let_in(late, 11)
+    # One that is older than those it knows is refused, and so is any of one that is suspended.
+    counter.rotate(11, late)
+    assert not let_in(first, 11)
+    counter.change(11, "Suspend")
+    control.refresh()
+    assert not let_in(late, 11)
 
 
 def test_suspend_resume_revoke_and_back_by_a_new_invitation(counter: Counter) -> None:
