@@ -88,7 +88,7 @@ RECONCILIATIONS_PAGE_DEFAULT: Final = 50
 RECONCILIATIONS_PAGE_MAX: Final = 200
 """Also drifts of one page: each may name a hundred events."""
 VERIFY_ROWS_MAX: Final = 10_000
-"""Rows verified by one call: some 0.2 s of the interpreter."""
+"""Rows verified by one call: some 0.2 s of the interpreter, and half of that for the signed heads (engine.ledger.heads)."""
 LEDGER_OPEN_S: Final = 1.0
 """How long a ledger that could not be opened is not tried again: the calls meanwhile are told the same."""
 WORKERS_MAX: Final = 32

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from engine.deployment import Deployment
 from engine.errors import (
@@ -19,6 +20,7 @@ from engine.errors import (
     SetupError,
 )
 from engine.ledger.feeds import Feeds
+from engine.ledger.heads import SignedHeads
 from engine.ledger.ledger import Ledger
 from server import bounds
 
@@ -29,13 +31,20 @@ class LedgerAccess:
     Args:
         url: where it is; '' for none: then everything is refused as LEDGER_OFF.
         deployment: whose it must be.
+        heads_dir: where its signed heads are, if this machine has them; None: nowhere.
         monotonic_s: the clock of the waits.
     """
 
     def __init__(
-        self, url: str, deployment: Deployment, *, monotonic_s: Callable[[], float] = time.monotonic
+        self,
+        url: str,
+        deployment: Deployment,
+        *,
+        heads_dir: Path | None = None,
+        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._url = url
+        self._heads_dir = heads_dir
         self._deployment = deployment
         self._monotonic_s = monotonic_s
         self._guard = threading.Lock()
@@ -65,6 +74,10 @@ class LedgerAccess:
                     self._refusal = error
                     raise
             return self._ledger
+
+    def signed_heads(self) -> SignedHeads | None:
+        """What was signed of it, as it is now; None when it is not on this machine. Raises SetupError."""
+        return None if self._heads_dir is None else SignedHeads.open(self._heads_dir)
 
     def _open(self) -> Ledger:
         # Whose it is, is looked at here: told to `open`, an empty one would be made ours, and its chain is not this process' to choose.

@@ -202,7 +202,12 @@ def _search_audit(desk: Desk, message: ledger_pb.SearchAuditRequest) -> Message:
 def _verify_chain(desk: Desk, message: ledger_pb.VerifyChainRequest) -> Message:
     partition, first, last = translate_ledger.verify_chain_request(message)
     report, following = verifying.verify_piece(
-        desk.access.ledger(), partition, first=first, last=last, rows_max=bounds.VERIFY_ROWS_MAX
+        desk.access.ledger(),
+        partition,
+        first=first,
+        last=last,
+        rows_max=bounds.VERIFY_ROWS_MAX,
+        signed=desk.access.signed_heads(),
     )
     return translate_ledger.verify_chain_response(report, following)
 

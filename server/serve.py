@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -83,6 +84,7 @@ class Server:
         certificates: for TLS on all ports, `listen`'s and `listen_mtls`'; started and stopped with the server.
         listen_mtls: where to listen besides, for callers who show a certificate.
         ledger_url: the ledger that is read for those who ask; '' for none. Another process writes it.
+        ledger_heads: the folder of its signed heads, for those who have its chain verified; None: it is not on this machine.
         gate: knows callers, and what they may do; None: whoever reaches a listener may do everything. Started and stopped with the
             server.
         issuing: signs the certificates of terminals that enrol; None: none do.
@@ -105,6 +107,7 @@ class Server:
         certificates: tls.Certificates | None = None,
         listen_mtls: Sequence[Listen] = (),
         ledger_url: str = "",
+        ledger_heads: Path | None = None,
         gate: Gate | None = None,
         issuing: Issuing | None = None,
     ) -> None:
@@ -129,7 +132,7 @@ class Server:
         self._watch_pool = ThreadPoolExecutor(
             WATCHERS_MAX + bounds.WATCH_THREADS_SPARE, thread_name_prefix="pickgate-watch"
         )
-        self._ledger = LedgerAccess(ledger_url, deployment)
+        self._ledger = LedgerAccess(ledger_url, deployment, heads_dir=ledger_heads)
         self._feed_pool = ThreadPoolExecutor(
             SUBSCRIBERS_MAX + bounds.WATCH_THREADS_SPARE, thread_name_prefix="pickgate-feed"
         )

@@ -404,12 +404,15 @@ def _row(text: str, field: str) -> Place | None:
 def verify_chain_response(report: Report, following: Place | None) -> ledger_pb.VerifyChainResponse:
     """Write what verifying a range has found."""
     fault = next(iter(report.faults), None)
+    unsound = next((f"{bad.source}: {bad.why}" for bad in report.unsound), "")
     return ledger_pb.VerifyChainResponse(
         sound=report.sound,
         rows=report.rows,
-        next=str(following) if following is not None and report.sound else "",
+        next=str(following) if following is not None and fault is None else "",
         bad_row="" if fault is None else str(fault.place or ""),
-        why="" if fault is None else fault.why,
+        why=unsound if fault is None else fault.why,
+        signed_heads=report.compared,
+        signed_at_ms=report.signed_at_ms,
     )
 
 

@@ -53,6 +53,7 @@ def main() -> int:
                     certificates=opening.certificates(settings),
                     listen_mtls=settings.listen_mtls,
                     ledger_url=settings.ledger_address,
+                    ledger_heads=settings.ledger_heads,
                     gate=opening.gate(settings, deployment),
                     issuing=opening.issuing(settings),
                 )

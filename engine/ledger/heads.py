@@ -15,12 +15,12 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -33,6 +33,10 @@ from engine.state.streams import Place
 EVERY_S: Final = 60.0
 """Between two statements, while something happens: what a cut-off tail can hide at most."""
 PUBLIC_KEY_NAME: Final = "public.pem"
+NEWEST_BYTES_MAX: Final = 4 << 20
+"""Lines that one look at the newest statements reads (SignedHeads): with 16 partitions more than two thousand, some 0.1 s."""
+_TAIL_BYTES: Final = 16_384
+"""What is read of a day's end at first: a line of 16 partitions, and one that was torn, find room in it."""
 
 _LABEL: Final = "pickgate heads 1"
 _log = logging.getLogger(__name__)
@@ -228,6 +232,81 @@ def read(folder: Path, key: Ed25519PublicKey) -> Iterator[Statement | Unsound]:
             yield _statement(source, fields, key)
 
 
+@dataclass(frozen=True, slots=True)
+class SignedHeads:
+    """Signed heads in a folder, and the key that they must be signed by: for those who have time for the newest only."""
+
+    folder: Path
+    key: Ed25519PublicKey
+
+    @classmethod
+    def open(cls, folder: Path) -> Self | None:
+        """Those of a folder, with the key that lies beside them; None when there is none. Raises SetupError."""
+        path = folder / PUBLIC_KEY_NAME
+        return cls(folder, load_public_key(path)) if path.exists() else None
+
+    def newest(
+        self, partition: int, wanted: Callable[[Place], bool], *, bytes_max: int = NEWEST_BYTES_MAX
+    ) -> Iterator[Statement | Unsound]:
+        """Of the statements that `read` gives, the newest first, those whose head of a partition is wanted.
+
+        Only of those the signature is looked at. After bytes_max bytes of lines it ends: what is older says nothing more, since a link
+        covers every row before it. Raises SetupError when a file can't be read.
+        """
+        left = bytes_max
+        files = sorted(self.folder.glob("*.jsonl"), reverse=True)
+        try:
+            for path in files:
+                for source, line, fields in _last_lines(path, left if path == files[0] else 0):
+                    if left <= 0:
+                        return
+                    left -= len(line)
+                    heads = _heads(fields)
+                    if heads is None or (partition in heads and wanted(heads[partition].place)):
+                        yield _statement(source, fields, self.key)
+                    if path != files[0]:
+                        break
+        except OSError as error:
+            raise SetupError(
+                f"the signed heads in {self.folder} can't be read: {error.strerror}", field="ledger_heads_dir"
+            ) from None
+
+
+def _last_lines(path: Path, size: int) -> Iterator[tuple[str, bytes, dict[str, Any]]]:
+    """The whole lines within the last `size` bytes of a file, the last first, with what they are called; at least the last whole one."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        size = max(size, _TAIL_BYTES)
+        found = False
+        while not found:
+            begin = max(0, end - size)
+            file.seek(begin)
+            lines = file.read(end - begin).rstrip(b"\n").split(b"\n")
+            for number, line in enumerate(reversed(lines), start=1):
+                # A line whose beginning was not read is no JSON either.
+                if (fields := _fields(line)) is not None:
+                    found = True
+                    yield f"{path.name}, line {number} from its end", line, fields
+            if not begin:
+                return
+            size *= 4
+
+
+def _heads(fields: Mapping[str, Any]) -> dict[int, Head] | None:
+    """The heads that a line states, whoever signed it; None for one that states none."""
+    try:
+        return _heads_of(json.loads(fields["statement"]))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _heads_of(said: Mapping[str, Any]) -> dict[int, Head]:
+    return {
+        int(number): Head(Place(*map(int, place.split("-"))), rows, bytes.fromhex(link))
+        for number, (place, rows, link) in said["heads"].items()
+    }
+
+
 def _fields(line: bytes) -> dict[str, Any] | None:
     try:
         fields = json.loads(line)
@@ -242,10 +321,6 @@ def _statement(source: str, fields: Mapping[str, Any], key: Ed25519PublicKey) ->
         if not is_signed(key, _LABEL, text, bytes.fromhex(fields["signature"])):
             return Unsound(source, f"it is not signed by the key {key_name(key)}")
         said = json.loads(text)
-        heads = {
-            int(number): Head(Place(*map(int, place.split("-"))), rows, bytes.fromhex(link))
-            for number, (place, rows, link) in said["heads"].items()
-        }
-        return Statement(said["deployment"], said["at_ms"], heads, source)
+        return Statement(said["deployment"], said["at_ms"], _heads_of(said), source)
     except (KeyError, TypeError, ValueError, AttributeError):
         return Unsound(source, "it is not a statement of heads")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import Connection, and_, select, tuple_
@@ -21,7 +21,7 @@ from engine.errors import InvalidInput
 from engine.ledger import checkpoints, cuts, database, rows
 from engine.ledger.checkpoints import Checkpoint
 from engine.ledger.cuts import Cut
-from engine.ledger.heads import Statement, Unsound
+from engine.ledger.heads import SignedHeads, Statement, Unsound
 from engine.ledger.ledger import PAGE_ROWS, Head, Ledger, read_heads
 from engine.ledger.rows import EventRow
 from engine.ledger.tables import EVENTS, ORDERS
@@ -51,7 +51,9 @@ class Report:
     rows: int = 0
     partitions: int = 0
     statements: int = 0
-    """Signed heads that were compared."""
+    """Statements of signed heads that were compared."""
+    compared: int = 0
+    """Signed heads of partitions that rows were compared with, those of checkpoints too; a head that several statements name counts once."""
     signed_at_ms: int = 0
     """Time of the newest of them."""
     faults: list[Fault] = field(default_factory=list)
@@ -87,20 +89,30 @@ class Range:
             )
 
 
+_Signed: TypeAlias = dict[int, dict[Place, dict[bytes, tuple[Head, str]]]]
+"""What was signed: of each partition and place the heads by their links, with who said so. Two of one place differ only when somebody has
+calculated the history anew in between: each is compared."""
+
+
+def _note(signed: _Signed, number: int, head: Head, source: str) -> None:
+    signed.setdefault(number, {}).setdefault(head.place, {})[head.link] = (head, source)
+
+
 def verify(
     ledger: Ledger,
     statements: Iterable[Statement | Unsound] = (),
     only: Range = Range(),
     *,
     key: Ed25519PublicKey | None = None,
+    with_checkpoints: bool = True,
 ) -> Report:
     """Verify rows against their chain, signed heads and checkpoints.
 
-    key: that checkpoints and cuts must be signed by; without one no checkpoint is looked at, and a cut is believed by nobody. Raises
-    LedgerUnavailable.
+    key: that checkpoints and cuts must be signed by; without one no checkpoint is looked at, and a cut is believed by nobody.
+    with_checkpoints: False leaves them out, whose states take as long as they are large. Raises LedgerUnavailable.
     """
     report = Report()
-    signed: dict[int, dict[Place, tuple[Head, str]]] = {}
+    signed: _Signed = {}
     for statement in statements:
         if isinstance(statement, Unsound):
             report.unsound.append(statement)
@@ -113,9 +125,9 @@ def verify(
         report.statements += 1
         report.signed_at_ms = max(report.signed_at_ms, statement.at_ms)
         for number, head in statement.heads.items():
-            signed.setdefault(number, {})[head.place] = (head, statement.source)
+            _note(signed, number, head, statement.source)
     with database.snapshot(ledger.engine) as connection:
-        latest = _checkpoints(connection, ledger, key, signed, report)
+        latest = _checkpoints(connection, ledger, key if with_checkpoints else None, signed, report)
         report.cut = cuts.read_cut(connection, ledger, key)
         # Who has no key, and asks for a piece of one partition, asks for its rows only.
         rows_only = key is None and only.partition is not None
@@ -131,6 +143,7 @@ def verify(
             walk = _Walk(ledger, connection, number, signed.get(number, {}), only, begins.get(number))
             fault = walk.run(heads.get(number))
             report.rows += walk.rows
+            report.compared += walk.compared
             if fault is not None:
                 report.faults.append(fault)
     return report
@@ -140,7 +153,7 @@ def _checkpoints(
     connection: Connection,
     ledger: Ledger,
     key: Ed25519PublicKey | None,
-    signed: dict[int, dict[Place, tuple[Head, str]]],
+    signed: _Signed,
     report: Report,
 ) -> Checkpoint | None:
     """Look at every checkpoint, and let their heads be compared with the rows; gives the latest sound one."""
@@ -153,16 +166,24 @@ def _checkpoints(
         report.checkpoints += 1
         latest = latest or found
         for number, part in found.parts.items():
-            signed.setdefault(number, {}).setdefault(part.head.place, (part.head, found.source))
+            _note(signed, number, part.head, found.source)
     return latest
 
 
 def verify_piece(
-    ledger: Ledger, partition: int, *, first: Place | None, last: Place | None, rows_max: int
+    ledger: Ledger,
+    partition: int,
+    *,
+    first: Place | None,
+    last: Place | None,
+    rows_max: int,
+    signed: SignedHeads | None = None,
 ) -> tuple[Report, Place | None]:
     """Verify the next rows of a partition, at most rows_max; gives the place at which the next call goes on, None at the end.
 
-    first, last: of the range, both included; None: from the first or to the last there is. Raises LedgerUnavailable.
+    first, last: of the range, both included; None: from the first or to the last there is. signed: heads that the rows are compared
+    with, the newest of those that lie among them; at the end of the partition also those that lie beyond. Checkpoints are not looked at.
+    Raises LedgerUnavailable, SetupError.
     """
     number = tuple_(EVENTS.c.epoch, EVENTS.c.seq)
     wanted = EVENTS.c.partition == partition
@@ -178,10 +199,17 @@ def verify_piece(
             .limit(2)
             .offset(rows_max - 1)
         ).all()
-    if len(found) < 2:
-        return verify(ledger, only=Range(partition, first, last)), None
-    (end, following) = (Place(row.epoch, row.seq) for row in found)
-    return verify(ledger, only=Range(partition, first, end)), following
+    following = None
+    if len(found) == 2:
+        (last, following) = (Place(row.epoch, row.seq) for row in found)
+
+    def is_there(place: Place) -> bool:
+        return (first is None or place >= first) and (last is None or place <= last)
+
+    statements = signed.newest(partition, is_there) if signed is not None else ()
+    key = signed.key if signed is not None else None
+    only = Range(partition, first, last)
+    return verify(ledger, statements, only, key=key, with_checkpoints=False), following
 
 
 def _numbers_with_rows(connection: Connection) -> list[int]:
@@ -196,7 +224,7 @@ class _Walk:
         ledger: Ledger,
         connection: Connection,
         number: int,
-        signed: Mapping[Place, tuple[Head, str]],
+        signed: Mapping[Place, Mapping[bytes, tuple[Head, str]]],
         only: Range,
         begins: Head | None,
     ) -> None:
@@ -206,6 +234,7 @@ class _Walk:
         self._number = number
         self._only = only
         self.rows = 0
+        self.compared = 0
         begins = begins or ledger.first_head(number)
         self._before, self._link = begins.place, begins.link
         self._signed = {place: said for place, said in signed.items() if place > begins.place}
@@ -281,13 +310,14 @@ class _Walk:
             return Fault(self._number, place, why)
         self.rows += 1
         self._before, self._link = place, link
-        head, source = self._signed.pop(place, (None, ""))
-        if head is not None and head.link != link:
-            return Fault(
-                self._number,
-                place,
-                f"its link is not the one that was signed ({source}): rows up to here were written anew",
-            )
+        for head, source in self._signed.pop(place, {}).values():
+            self.compared += 1
+            if head.link != link:
+                return Fault(
+                    self._number,
+                    place,
+                    f"its link is not the one that was signed ({source}): rows up to here were written anew",
+                )
         return None
 
     def _columns(self, row: EventRow, order: tuple[Any, ...] | None) -> str | None:
@@ -316,7 +346,9 @@ class _Walk:
         """Behind the last row: nothing that was signed may lie beyond, and the table of heads must agree."""
         beyond = {place: said for place, said in self._signed.items() if place > self._before}
         if beyond:
-            place, (signed, source) = max(beyond.items())
+            self.compared += sum(map(len, beyond.values()))
+            place = max(beyond)
+            signed, source = next(iter(beyond[place].values()))
             return Fault(
                 self._number,
                 next_place(self._before),

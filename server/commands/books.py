@@ -248,16 +248,17 @@ def status(console: Console) -> None:
 @click.option("--to", "last", default="", metavar="E-N", help="And up to this one.")
 @command
 def verify(console: Console, partition: str | None, first: str, last: str) -> None:
-    """Verify each row and its link, some thousand at a time. Status 0: sound; 1: the first bad row of each partition is named.
+    """Verify each row, its link, and the newest signed heads that the server has, some thousand rows at a time.
 
-    What was signed is compared by `pickgate ledger verify`, which has the signed heads.
+    Status 0: sound; 1: the first bad row of each partition is named. Checkpoints, and every older head, are for `pickgate ledger verify`.
     """
     if partition is None and (first or last):
         raise InvalidInput("a range of rows is of one partition: name it", field="partition")
     with console.client(console.settings()) as client:
         if partition is None:
             heads = client.call(client.ledger.GetLedgerStatus, ledger_pb.GetLedgerStatusRequest()).heads
-            numbers = [head.partition for head in heads if head.rows]
+            # Those without a row too: a head that was signed tells whether it had any.
+            numbers = [head.partition for head in heads]
         else:
             numbers = [_partition(partition)]
         found = [(number, list(_pieces(client, number, first, last))) for number in numbers]
@@ -266,19 +267,39 @@ def verify(console: Console, partition: str | None, first: str, last: str) -> No
         {"partition": number, "row": piece.bad_row, "why": piece.why}
         for number, pieces in found
         for piece in pieces
-        if not piece.sound
+        if piece.bad_row
     ]
-    value = {"sound": not bad, "rows": rows, "partitions": len(found), "faults": bad}
+    unsound = sorted(
+        {piece.why for _, pieces in found for piece in pieces if piece.why and not piece.bad_row}
+    )
+    signed = sum(piece.signed_heads for _, pieces in found for piece in pieces)
+    signed_at_ms = max(piece.signed_at_ms for _, pieces in found for piece in pieces)
+    value = {
+        "sound": not bad and not unsound,
+        "rows": rows,
+        "partitions": len(found),
+        "signed_heads": signed,
+        "signed_at_ms": signed_at_ms,
+        "faults": bad,
+        "unsound": unsound,
+    }
 
     def show(rich: RichConsole) -> None:
         for one in bad:
             name = "the control partition" if one["partition"] == CONTROL else f"partition {one['partition']}"
-            rich.print(f"[bold red]BAD[/]  {name}, row {one['row'] or '?'}: {escape(str(one['why']))}")
-        said = "[bold red]NOT SOUND[/]" if bad else "[bold green]SOUND[/]"
-        rich.print(f"{said}  {rows} rows of {len(found)} partitions, each linked to the one before")
+            rich.print(f"[bold red]BAD[/]  {name}, row {one['row']}: {escape(str(one['why']))}")
+        for why in unsound:
+            rich.print(f"[bold red]BAD[/]  {escape(why)}")
+        said = "[bold green]SOUND[/]" if value["sound"] else "[bold red]NOT SOUND[/]"
+        against = (
+            f"{signed} signed heads, the newest of {moment(signed_at_ms)}"
+            if signed
+            else "no signed heads: a tail that was cut off would not show"
+        )
+        rich.print(f"{said}  {rows} rows of {len(found)} partitions, against {against}")
 
     console.emit(value, show)
-    if bad:
+    if not value["sound"]:
         sys.exit(EXIT_REFUSED)
 
 

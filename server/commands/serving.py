@@ -176,6 +176,7 @@ def _run(
         certificates=opening.certificates(settings),
         listen_mtls=settings.listen_mtls,
         ledger_url=settings.ledger_address,
+        ledger_heads=settings.ledger_heads,
         gate=opening.gate(settings, deployment),
         issuing=opening.issuing(settings),
     ).start()

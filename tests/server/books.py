@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from engine.ledger import database
+from engine.ledger.heads import Signer
 from engine.ledger.ledger import Ledger
 from engine.ledger.writer import Writer
 from engine.state.streams import Streams
@@ -18,10 +21,12 @@ from pickgate.v1 import code_event_service_pb2 as event_pb
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import settlement_service_pb2 as settlement_pb
 from pickgate.v1 import types_pb2 as types_pb
-from server.client import Client
+from server.client import CallFailed, Client
 from tests.server.conftest import MALL, SKU, STORE, TERMINAL, House, HouseFactory
 
 BOUND_S: Final = 20.0
+KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+"""Signs heads."""
 SPLITS: Final = (("store:2001", "goods", 0, 7_000), ("user:1", "referrer", 1, 999))
 
 
@@ -30,7 +35,8 @@ class Books:
 
     def __init__(self, make_house: HouseFactory, folder: Path, **options: Any) -> None:
         self.url = database.sqlite_url(folder / "ledger.sqlite3")
-        self.house: House = make_house(ledger_url=self.url, **options)
+        self.heads = folder / "heads"
+        self.house: House = make_house(ledger_url=self.url, ledger_heads=self.heads, **options)
         deployment = self.house.deployment
         self.ledger = Ledger.open(self.url, deployment_id=deployment.constants.deployment_id, create=True)
         self.writer = Writer(Streams(deployment.connection), self.ledger, now_ms=deployment.now_ms)
@@ -41,6 +47,11 @@ class Books:
         """Bring the ledger up to date."""
         while self.writer.step(block_ms=0):
             pass
+
+    def sign(self) -> None:
+        """Sign where each partition ends, and keep that outside of the database."""
+        about = {"deployment_id": self.ledger.deployment_id, "algorithm": self.ledger.chain.algorithm}
+        Signer(KEY, self.heads, **about).sign(self.ledger.heads(), self.house.deployment.now_ms())
 
     def issue(self, order_id: str, units: int = 1, **fields: object) -> str:
         """Issue a code whose order has splits; gives its uid."""
@@ -139,3 +150,10 @@ def follow(client: Client, mall_id: int = MALL, consumer: str = "shop", **fields
     """A mall that subscribes."""
     request = event_pb.SubscribeCodeEventsRequest(mall_id=mall_id, consumer=consumer, **fields)
     return Reader(client.code_events.SubscribeCodeEvents, request)
+
+
+def refused(ask: Callable[[], Any]) -> CallFailed:
+    """How a call fails."""
+    with pytest.raises(CallFailed) as caught:
+        ask()
+    return caught.value

@@ -11,8 +11,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -30,6 +31,9 @@ from server.config import parse_listen
 from server.serve import Server
 from server.translate_rules import provider_message
 from tests.engine import proofs
+
+if TYPE_CHECKING:
+    from tests.server.books import Books
 
 MALL, OTHER_MALL = 7, 8
 STORE, NEAR_STORE, CLOSED_STORE = 2001, 2002, 2003
@@ -202,6 +206,7 @@ def build(
     threads: int = 8,
     durability: str = "memory",
     ledger_url: str = "",
+    ledger_heads: Path | None = None,
     unlock: Unlock | None = None,
     now_ms: Callable[[], int] | None = None,
 ) -> House:
@@ -230,6 +235,7 @@ def build(
             threads=threads,
             look=deployment.look,
             ledger_url=ledger_url,
+            ledger_heads=ledger_heads,
         )
     )
     client = stack.enter_context(Client(server.addresses[1]))
@@ -260,6 +266,28 @@ def make_house(tmp_path: Path, socket_dir: Path) -> Iterator[HouseFactory]:
             return build(stack, tmp_path / f"data-{next(made)}", socket_dir, **options)  # type: ignore[arg-type]
 
         yield make
+
+
+@pytest.fixture
+def books(make_house: HouseFactory, tmp_path: Path) -> Iterator[Books]:
+    """Build a private house with a ledger."""
+    from tests.server.books import Books
+
+    made = Books(make_house, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def still(tmp_path_factory: pytest.TempPathFactory, socket_dir: Path) -> Iterator[Books]:
+    """One for all tests of a worker that change nothing."""
+    from tests.server.books import Books
+
+    folder = tmp_path_factory.mktemp("still")
+    with ExitStack() as stack:
+        made = Books(partial(build, stack, folder / "data", socket_dir), folder)
+        stack.callback(made.close)
+        yield made
 
 
 @pytest.fixture(params=["lane", "handlers"])

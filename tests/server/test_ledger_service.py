@@ -3,55 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from sqlalchemy import text, update
+from click.testing import CliRunner
+from sqlalchemy import delete, select, text, update
 
 from engine.claims import partition_of
 from engine.ledger import audit, database, operations, reconcile
-from engine.ledger.tables import EVENTS
-from engine.state.streams import CONTROL
+from engine.ledger.tables import EVENTS, HEADS, ORDERS
+from engine.state.streams import CONTROL, Place
 from engine.verdict import RedeemVerdict
 from pickgate.v1 import ledger_service_pb2 as ledger_pb
 from pickgate.v1 import settlement_service_pb2 as settlement_pb
 from server import bounds
-from server.client import CallFailed, Client
-from tests.server.books import Books
-from tests.server.conftest import MALL, SKU, STORE, TERMINAL, House, HouseFactory, build
-
-
-@pytest.fixture(scope="module")
-def still(tmp_path_factory: pytest.TempPathFactory, socket_dir: Path) -> Iterator[Books]:
-    """One for all tests that change nothing."""
-    folder = tmp_path_factory.mktemp("still")
-    with ExitStack() as stack:
-        made = Books(partial(build, stack, folder / "data", socket_dir), folder)
-        stack.callback(made.close)
-        yield made
-
-
-@pytest.fixture
-def books(make_house: HouseFactory, tmp_path: Path) -> Iterator[Books]:
-    made = Books(make_house, tmp_path)
-    yield made
-    made.close()
+from server.cli import main
+from server.client import Client
+from tests.server.books import Books, refused
+from tests.server.conftest import MALL, SKU, STORE, TERMINAL, House, HouseFactory
 
 
 def call(client: Client, name: str, **fields: Any) -> Any:
     request = getattr(ledger_pb, f"{name}Request")(**fields)
     return client.call(getattr(client.ledger, name), request)
-
-
-def refused(ask: Callable[[], Any]) -> CallFailed:
-    with pytest.raises(CallFailed) as caught:
-        ask()
-    return caught.value
 
 
 # --- status -----------------------------------------------------------------------------------------------------------
@@ -270,6 +246,116 @@ def test_a_changed_row_is_named(books: Books) -> None:
     assert call(client, "VerifyChain", partition=partition, first="1-3").sound, (
         "what lies behind holds by itself"
     )
+
+
+def test_rows_are_compared_with_what_was_signed_of_them(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Piece by piece: each head is compared in the piece that its row is in."""
+    client = books.house.client
+    partition = partition_of(bytes.fromhex(books.sell("ORDER-1")))
+    books.write()
+    assert call(client, "VerifyChain", partition=partition).signed_heads == 0, "nothing was signed yet"
+    places = []
+    for number in range(2, 5):
+        books.sign()
+        books.sign()  # the same again: one head
+        places.append(books.ledger.heads()[partition].place)
+        books.sell(f"ORDER-{number}")
+        books.write()
+    whole = call(client, "VerifyChain", partition=partition)
+    assert (whole.sound, whole.signed_heads) == (True, 3)
+    assert 0 <= books.house.deployment.now_ms() - whole.signed_at_ms < 60_000
+    monkeypatch.setattr(bounds, "VERIFY_ROWS_MAX", 2)
+    first = ""
+    while True:
+        piece = call(client, "VerifyChain", partition=partition, first=first)
+        begin = Place(*map(int, (first or "1-1").split("-")))
+        there = [place for place in places if begin <= place < Place(begin.epoch, begin.seq + 2)]
+        assert (piece.sound, piece.signed_heads) == (True, len(there))
+        first = piece.next
+        if not first:
+            break
+    elsewhere = next(number for number in range(16) if number not in books.ledger.heads())
+    assert call(client, "VerifyChain", partition=elsewhere).signed_heads == 0
+
+
+def test_a_tail_that_was_cut_off_below_a_signed_head_is_named(books: Books) -> None:
+    client = books.house.client
+    partition = partition_of(bytes.fromhex(books.sell("ORDER-1")))
+    books.sell("ORDER-2")
+    books.write()
+    books.sign()
+    head = books.ledger.heads()[partition]
+    kept = Place(1, head.place.seq - 2)
+    with database.writing(books.ledger.engine) as connection:
+        mine = EVENTS.c.partition == partition
+        connection.execute(delete(EVENTS).where(mine, EVENTS.c.seq > kept.seq))
+        connection.execute(delete(ORDERS).where(ORDERS.c.partition == partition, ORDERS.c.seq > kept.seq))
+        link = connection.execute(select(EVENTS.c.link).where(mine, EVENTS.c.seq == kept.seq)).scalar()
+        connection.execute(
+            update(HEADS)
+            .where(HEADS.c.partition == partition)
+            .values(seq=kept.seq, rows=head.rows - 2, link=link)
+        )
+    found = call(client, "VerifyChain", partition=partition)
+    assert (found.sound, found.rows, found.bad_row, found.next) == (False, kept.seq, f"1-{kept.seq + 1}", "")
+    assert f"the tail is cut off: {head.place} was signed as its last row" in found.why
+    assert found.signed_heads == 1
+    assert call(client, "VerifyChain", partition=partition, last=str(kept)).sound, "what is left holds"
+    with database.writing(books.ledger.engine) as connection:
+        for table in (EVENTS, ORDERS, HEADS):
+            connection.execute(delete(table).where(table.c.partition == partition))
+    found = call(client, "VerifyChain", partition=partition)
+    assert (found.sound, found.rows, found.bad_row) == (False, 0, "1-1")
+    assert "the ledger ends with nothing" in found.why
+    said = CliRunner().invoke(main, ["--target", books.house.unix, "chain", "verify"], catch_exceptions=False)
+    assert said.exit_code == 1
+    assert f"BAD  partition {partition}, row 1-1: the tail is cut off" in said.stdout
+
+
+def test_a_history_that_was_calculated_anew_is_named(books: Books) -> None:
+    """Every link holds, and the table of heads; only what was signed before says otherwise, also when it is signed again since."""
+    client = books.house.client
+    partition = partition_of(bytes.fromhex(books.sell("ORDER-1")))
+    books.write()
+    books.sign()
+    rows = list(books.ledger.rows(partition))
+    end = rows[-1].entry
+    changed = end._replace(data=end.data[:-1] + bytes([end.data[-1] ^ 1]))
+    link = books.ledger.chain.link(rows[-2].link, partition, changed)
+    with database.writing(books.ledger.engine) as connection:
+        mine = (EVENTS.c.partition == partition) & (EVENTS.c.seq == end.seq)
+        connection.execute(update(EVENTS).where(mine).values(data=changed.data, link=link))
+        connection.execute(update(HEADS).where(HEADS.c.partition == partition).values(link=link))
+    for _ in range(2):
+        found = call(client, "VerifyChain", partition=partition)
+        assert (found.sound, found.bad_row) == (False, f"1-{end.seq}")
+        assert "its link is not the one that was signed" in found.why
+        books.sign()
+
+
+def test_a_head_that_nobody_signed_is_named_and_the_rows_are_looked_at_all_the_same(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = books.house.client
+    partition = partition_of(bytes.fromhex(books.sell("ORDER-1")))
+    books.write()
+    books.sign()
+    [path] = books.heads.glob("*.jsonl")
+    with path.open("a") as file:
+        file.write(path.read_text().replace('"signature":"', '"signature":"00'))
+    monkeypatch.setattr(bounds, "VERIFY_ROWS_MAX", 1)
+    found = call(client, "VerifyChain", partition=partition)
+    assert (found.sound, found.why, found.next) == (True, "", "1-2"), "not among these rows"
+    monkeypatch.undo()
+    found = call(client, "VerifyChain", partition=partition)
+    rows = books.ledger.heads()[partition].rows
+    assert (found.sound, found.rows, found.bad_row, found.signed_heads) == (False, rows, "", 1)
+    assert found.why.startswith(f"{path.name}, line 1 from its end: it is not signed by the key")
+    said = CliRunner().invoke(main, ["--target", books.house.unix, "chain", "verify"], catch_exceptions=False)
+    assert said.exit_code == 1
+    assert said.stdout.count("it is not signed by the key") == 1
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from tests.race import shop
 from tests.race.serving import Serving, until
 from tests.race.shop import Shop
 from tests.server.books import BOUND_S, Books
-from tests.server.conftest import MALL, NEAR_STORE, SKU, TERMINAL, HouseFactory
+from tests.server.conftest import MALL, NEAR_STORE, SKU, TERMINAL
 from tests.server.tokens import Idp
 from tests.server.trust import DOMAIN, Trust
 
@@ -49,13 +49,6 @@ AT_ONCE: Final = 60
 """Codes that are traded at once; each settles two or three times."""
 AMOUNTS: Final = (7_000, 999, 1)
 OURS: Final = Terminal(MALL, NEAR_STORE, TERMINAL)
-
-
-@pytest.fixture
-def books(make_house: HouseFactory, tmp_path: Path) -> Iterator[Books]:
-    made = Books(make_house, tmp_path)
-    yield made
-    made.close()
 
 
 def environment() -> dict[str, str]:

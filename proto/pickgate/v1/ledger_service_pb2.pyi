@@ -744,16 +744,24 @@ class VerifyChainResponse(_message.Message):
     NEXT_FIELD_NUMBER: _builtins.int
     BAD_ROW_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
+    SIGNED_HEADS_FIELD_NUMBER: _builtins.int
+    SIGNED_AT_MS_FIELD_NUMBER: _builtins.int
     sound: _builtins.bool
-    """Nothing is wrong with the rows that were looked at."""
+    """Nothing is wrong with the rows that were looked at, nor with what was signed of them."""
     rows: _builtins.int
     """So many of them, up to the first that is wrong."""
     next: _builtins.str
-    """Where the next call goes on, `epoch-seq`; empty when all of the range was looked at."""
+    """Where the next call goes on, `epoch-seq`; empty when all of the range was looked at, and behind a row that is wrong."""
     bad_row: _builtins.str
-    """The first row that is wrong, `epoch-seq`."""
+    """The first row that is wrong, `epoch-seq`; empty when it is not a row but what was signed that is wrong."""
     why: _builtins.str
     """What is wrong with it."""
+    signed_heads: _builtins.int
+    """Signed heads that these rows were compared with, the newest that there are; one that was signed again and again counts once.
+    0 at the end of a partition: a tail that was cut off would not show.
+    """
+    signed_at_ms: _builtins.int
+    """Time of the newest of them; 0 without any."""
     def __init__(
         self,
         *,
@@ -762,10 +770,12 @@ class VerifyChainResponse(_message.Message):
         next: _builtins.str = ...,
         bad_row: _builtins.str = ...,
         why: _builtins.str = ...,
+        signed_heads: _builtins.int = ...,
+        signed_at_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_row", b"bad_row", "next", b"next", "rows", b"rows", "sound", b"sound", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_row", b"bad_row", "next", b"next", "rows", b"rows", "signed_at_ms", b"signed_at_ms", "signed_heads", b"signed_heads", "sound", b"sound", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -121,8 +121,9 @@ class LedgerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyChain(self, request, context):
-        """Verifies rows of one partition, at most 10,000 in one call: each link, each number, and that columns say what bytes say. What
-        was signed is compared by `pickgate ledger verify`, which has the signed heads.
+        """Verifies rows of one partition, at most 10,000 in one call: each link, each number, that columns say what bytes say, and that
+        heads which were signed are those of their rows, as far as the server has them (ledger_heads_dir). At the end of the
+        partition a head beyond it shows that its tail was cut off. Checkpoints are verified by `pickgate ledger verify`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

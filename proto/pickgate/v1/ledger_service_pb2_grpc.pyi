@@ -53,8 +53,9 @@ class LedgerServiceStub:
     time. Status RESOURCE_EXHAUSTED if it takes longer than 5 s to find: ask for less.
     """
     VerifyChain: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.VerifyChainRequest, _ledger_service_pb2.VerifyChainResponse]
-    """Verifies rows of one partition, at most 10,000 in one call: each link, each number, and that columns say what bytes say. What
-    was signed is compared by `pickgate ledger verify`, which has the signed heads.
+    """Verifies rows of one partition, at most 10,000 in one call: each link, each number, that columns say what bytes say, and that
+    heads which were signed are those of their rows, as far as the server has them (ledger_heads_dir). At the end of the
+    partition a head beyond it shows that its tail was cut off. Checkpoints are verified by `pickgate ledger verify`.
     """
 
 @_typing.type_check_only
@@ -79,8 +80,9 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     time. Status RESOURCE_EXHAUSTED if it takes longer than 5 s to find: ask for less.
     """
     VerifyChain: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.VerifyChainRequest, _ledger_service_pb2.VerifyChainResponse]  # type: ignore[assignment]
-    """Verifies rows of one partition, at most 10,000 in one call: each link, each number, and that columns say what bytes say. What
-    was signed is compared by `pickgate ledger verify`, which has the signed heads.
+    """Verifies rows of one partition, at most 10,000 in one call: each link, each number, that columns say what bytes say, and that
+    heads which were signed are those of their rows, as far as the server has them (ledger_heads_dir). At the end of the
+    partition a head beyond it shows that its tail was cut off. Checkpoints are verified by `pickgate ledger verify`.
     """
 
 class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -144,8 +146,9 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.VerifyChainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.VerifyChainResponse, _abc.Awaitable[_ledger_service_pb2.VerifyChainResponse]]:
-        """Verifies rows of one partition, at most 10,000 in one call: each link, each number, and that columns say what bytes say. What
-        was signed is compared by `pickgate ledger verify`, which has the signed heads.
+        """Verifies rows of one partition, at most 10,000 in one call: each link, each number, that columns say what bytes say, and that
+        heads which were signed are those of their rows, as far as the server has them (ledger_heads_dir). At the end of the
+        partition a head beyond it shows that its tail was cut off. Checkpoints are verified by `pickgate ledger verify`.
         """
 
 def add_LedgerServiceServicer_to_server(servicer: LedgerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -14,12 +14,12 @@ from sqlalchemy import Connection, delete, insert, select, update
 from engine import stock
 from engine.errors import InvalidInput, SetupError
 from engine.ledger import heads
-from engine.ledger.heads import Signer, Statement, Unsound
+from engine.ledger.heads import SignedHeads, Signer, Statement, Unsound
 from engine.ledger.ledger import PAGE_ROWS, Ledger
 from engine.ledger.tables import EVENTS, HEADS, ORDERS
 from engine.ledger.verify import Range, Report, verify
 from engine.ledger.writer import Writer
-from engine.state.streams import CONTROL, Entry, Place, Streams
+from engine.state.streams import CONTROL, START, Entry, Place, Streams
 from tests.engine.shop import STORE, Shop
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -333,6 +333,41 @@ def test_the_last_statement_of_each_day_counts_and_all_of_the_newest(
         "2027-01-16.jsonl:2",
         "2027-01-16.jsonl:3",
     ]
+
+
+def test_the_newest_statements_are_read_without_all_the_others(
+    shop: Shop, ledger: Ledger, number: int, signer: Signer, tmp_path: Path, writer: Writer
+) -> None:
+    """The same as all of them, the newest first; past the bound the older are left out."""
+    places = []
+    for day in range(3):
+        for minute in range(3):
+            shop.receive(1)
+            writer.step(block_ms=0)
+            places.append(ledger.heads()[number].place)
+            signer.sign(ledger.heads(), 1_800_000_000_000 + day * 86_400_000 + minute * 60_000)
+    last_file = sorted((tmp_path / "heads").glob("*.jsonl"))[-1]
+    torn = last_file.read_bytes()[:100]
+    for file in (tmp_path / "heads").glob("*.jsonl"):
+        file.write_bytes(file.read_bytes() + torn)
+    (tmp_path / "heads" / "2027-01-14.jsonl").write_bytes(b"")
+    there = SignedHeads(tmp_path / "heads", KEY.public_key())
+
+    def found(bytes_max: int = 1 << 20, lowest: Place = START) -> list[Place]:
+        newest = there.newest(number, lambda place: place >= lowest, bytes_max=bytes_max)
+        return [one.heads[number].place for one in newest if isinstance(one, Statement)]
+
+    wanted = [places[index] for index in (8, 7, 6, 5, 2)]
+    assert found() == wanted
+    assert found() == [
+        one.heads[number].place for one in reversed(read(tmp_path)) if isinstance(one, Statement)
+    ]
+    assert found(lowest=places[7]) == wanted[:2]
+    line = len(last_file.read_bytes().splitlines()[0])
+    assert found(bytes_max=2 * line) == wanted[:2]
+    assert not list(there.newest(99, lambda place: True)), "a partition that none of them names"
+    assert SignedHeads.open(tmp_path / "heads") == there
+    assert SignedHeads.open(tmp_path) is None
 
 
 def test_statements_of_another_deployment_prove_nothing(ledger: Ledger, number: int, tmp_path: Path) -> None:
