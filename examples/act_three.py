@@ -73,7 +73,7 @@ def reconciled(session: Session) -> None:
     states = sorted({total.state for total in found.totals})
     table = Table(title="By the ledger", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("mall", "store", *(state.lower() for state in states), "paid, yuan"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for mall_id, store_id in sorted({(total.mall_id, total.store_id) for total in found.totals}):
         here = [one for one in found.totals if (one.mall_id, one.store_id) == (mall_id, store_id)]
         codes = {total.state: total.codes for total in here}

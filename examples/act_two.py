@@ -407,7 +407,9 @@ def print_offers(session: Session, offers: Sequence[tuple[str, Sequence[store_pb
         pad_edge=False,
     )
     for column in ("asked", "store", "distance", "now", "available"):
-        table.add_column(column, justify="right" if column in ("distance", "available") else "left")
+        table.add_column(
+            column, justify="right" if column in ("distance", "available") else "left", overflow="fold"
+        )
     for what, found in offers:
         for number, one in enumerate(found):
             opens = datetime.fromtimestamp(one.opens_at_ms / 1000, TIME_ZONE)

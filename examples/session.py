@@ -737,7 +737,9 @@ class Session:
         table = Table(title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         stock = "on hand (reserved)" if self.shows_reserved else "on hand"
         for column in ("order", "store", "code", "what happens", "verdict", stock, "afterwards", ""):
-            table.add_column(column, no_wrap=column in ("store", "what happens"))
+            # Nothing is cut on a narrow terminal: who reads it looks for the numbers.
+            wide = self.console.width >= 120
+            table.add_column(column, no_wrap=wide and column in ("store", "what happens"), overflow="fold")
         return table
 
     def heading(self, text: str) -> None:
@@ -783,7 +785,7 @@ class Session:
         table = Table(title="The stock adds up", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         columns = "mall", "store", "SKU", "received", "transfers", "redeemed", "reversed", "stocktake"
         for column in (*columns, "on hand", "reserved", "claimed"):
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", overflow="fold")
         table.add_column("")
         for key in sorted(self.received):
             received, transferred, adjusted = self.received[key], self.transferred[key], self.adjusted[key]

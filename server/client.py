@@ -71,6 +71,7 @@ class Client:
         timeout_s: for one try.
         tries: how often a call is sent at most, 1 or more.
         sleep, jitter: how to wait between tries, and a number 0 .. 1 that spreads the waits of many clients.
+        asking: told each request before it is sent the first time.
     """
 
     def __init__(
@@ -83,12 +84,14 @@ class Client:
         tries: int = bounds.CLIENT_TRIES_DEFAULT,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
+        asking: Callable[[Message], object] = lambda request: None,
     ) -> None:
         self._timeout_s = timeout_s
         self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         self._tries = tries
         self._sleep = sleep
         self._jitter = jitter
+        self._asking = asking
         options = (
             # Answers of bulk calls and long lists are larger than gRPC's default of 4 MiB.
             ("grpc.max_receive_message_length", -1),
@@ -115,6 +118,7 @@ class Client:
 
     def call(self, method: grpc.UnaryUnaryMultiCallable[Q, R], request: Q) -> R:
         """Call a method of one of the stubs, `client.call(client.redemption.Redeem, request)`. Raises CallFailed."""
+        self._asking(request)
         tries, waited_s = 0, 0.0
         while True:
             tries += 1

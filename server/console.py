@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +19,12 @@ from typing import Any, Concatenate, Final, NoReturn, ParamSpec, TypeVar
 
 import click
 import grpc
+from google.protobuf.message import Message
+from rich.cells import cell_len
 from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from engine.errors import ConfigError, Exhausted, NotFound, PickgateError, Unavailable
 from server import config
@@ -54,6 +59,10 @@ class Console:
         self._config_file = config_file
         self._flags = dict(flags)
         self.json = False
+        self.repeats = False
+        """Whether the command takes --request-id."""
+        self.request_id = ""
+        """The id under which the command's change can be asked for again; '' before it has one."""
 
     def settings(self, **flags: object) -> config.Settings:
         """Put the settings together, with this command's own flags. Raises ConfigError."""
@@ -68,12 +77,17 @@ class Console:
                 click.echo(f"not decided now, trying again in {wait_s:.1f} s", err=True)
             time.sleep(wait_s)
 
+        def asking(request: Message) -> None:
+            if self.repeats:
+                self.request_id = self.request_id or getattr(request, "request_id", "")
+
         return Client(
             settings.server_address,
             credentials=credentials(settings),
             token=token(settings),
             timeout_s=settings.timeout_s,
             sleep=wait,
+            asking=asking,
         )
 
     def emit(self, value: Mapping[str, Any] | Sequence[Any], show: Callable[[RichConsole], None]) -> None:
@@ -90,12 +104,15 @@ class Console:
             raise OutputFailed("; ".join((str(error), *said))) from None
 
     def fail(self, reason: str, message: str, field: str, exit_code: int, error_id: str = "") -> NoReturn:
-        """Print an error, one line to stderr, and end with `exit_code`."""
+        """Print an error, one line to stderr, and end with `exit_code`. What was not decided says how to ask again."""
+        again = self.request_id if exit_code == EXIT_UNAVAILABLE else ""
         if self.json:
             error = {"reason": reason, "message": message, "field": field}
-            complain("", json_text({"error": error | ({"error_id": error_id} if error_id else {})}))
+            known = {"error_id": error_id, "request_id": again}
+            complain("", json_text({"error": error | {name: one for name, one in known.items() if one}}))
         else:
-            complain(reason, message + (f" (log id {error_id})" if error_id else ""))
+            message += f" (log id {error_id})" if error_id else ""
+            complain(reason, message + (f"; ask again with --request-id {again}" if again else ""))
         sys.exit(exit_code)
 
 
@@ -145,11 +162,39 @@ def people(*, soft_wrap: bool = False) -> RichConsole:
     )
 
 
+class _Whole(Table):
+    """A table that cuts nothing. What somebody will copy stays in one line as long as the terminal is wide enough for it."""
+
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
+        """As rich does."""
+        needed = 3 * len(self.columns) + 1
+        for column in self.columns:
+            cells = [cell for cell in (column.header, *column.cells) if isinstance(cell, str)]
+            needed += max(map(_width, cells)) if column.no_wrap else _CELLS_MIN
+        if needed > options.max_width:
+            for column in self.columns:
+                column.no_wrap = False
+        return super().__rich_console__(console, options)
+
+
+_CELLS_MIN: Final = 8
+"""A column of words is readable down to this."""
+
+
+def _width(markup: str) -> int:
+    return max((cell_len(line) for line in Text.from_markup(markup).plain.splitlines()), default=0)
+
+
 def table(title: str, *columns: str) -> Table:
-    """An empty table for people; columns that begin with '#' hold numbers."""
-    made = Table(title=title, title_justify="left")
+    """An empty table for people; columns that begin with '#' hold numbers, with '=' identifiers. Neither are wrapped needlessly."""
+    made = _Whole(title=title, title_justify="left")
     for column in columns:
-        made.add_column(column.removeprefix("#"), justify="right" if column.startswith("#") else "left")
+        made.add_column(
+            column.lstrip("#="),
+            justify="right" if column.startswith("#") else "left",
+            no_wrap=column.startswith(("#", "=")),
+            overflow="fold",
+        )
     return made
 
 
@@ -169,6 +214,34 @@ def moment(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms // 1000, UTC).astimezone().isoformat(sep=" ")
 
 
+_STEP: Final = re.compile(r"(\w+)(?:\[(\d+)\])?")
+"""One step of a field's path: `lines[2]` of `lines[2].count`."""
+
+
+def _in_options(context: click.Context, message: str, field: str) -> str:
+    """A message about a field of the contract, with the field as whoever typed the command knows it: by its option.
+
+    As it is where a file was read, whose entries have the contract's fields, or where no option is the field's.
+    """
+    steps = _STEP.findall(field)
+    if not steps or not message.startswith(f"{field} ") or context.params.get("file") is not None:
+        return message
+    options = {(param.name or "").removesuffix("_ms"): param for param in context.command.params}
+    (first, number), leaf = steps[0], steps[-1][0].removesuffix("_ms")
+    if first in options and len(steps) > 1:
+        shown = f"the {leaf} of {_typed(options[first])} number {int(number or 0) + 1}"
+    elif leaf in options:
+        number = steps[-1][1]
+        shown = _typed(options[leaf]) + (f" number {int(number) + 1}" if number else "")
+    else:
+        return message
+    return shown + message.removeprefix(field)
+
+
+def _typed(param: click.Parameter) -> str:
+    return max(param.opts, key=len) if isinstance(param, click.Option) else param.human_readable_name
+
+
 def command(function: Callable[Concatenate[Console, P], R]) -> Callable[..., R]:
     """Give a command its --json, and turn the errors it raises into one line and an exit code."""
 
@@ -176,6 +249,7 @@ def command(function: Callable[Concatenate[Console, P], R]) -> Callable[..., R]:
         console = context.obj
         assert isinstance(console, Console)
         console.json = console.json or as_json
+        console.repeats = any(param.name == "request_id" for param in context.command.params)
         try:
             return function(console, *args, **options)
         except CallFailed as error:
@@ -187,7 +261,7 @@ def command(function: Callable[Concatenate[Console, P], R]) -> Callable[..., R]:
                 )
             console.fail(
                 reason,
-                message,
+                _in_options(context, message, error.field),
                 error.field,
                 _EXIT_OF_STATUS.get(error.code, EXIT_UNAVAILABLE),
                 error.error_id,
@@ -197,8 +271,15 @@ def command(function: Callable[Concatenate[Console, P], R]) -> Callable[..., R]:
         except PickgateError as error:
             unavailable = isinstance(error, Unavailable | Exhausted)
             console.fail(
-                error.slug, error.message, error.field, EXIT_UNAVAILABLE if unavailable else EXIT_USAGE
+                error.slug,
+                _in_options(context, error.message, error.field),
+                error.field,
+                EXIT_UNAVAILABLE if unavailable else EXIT_USAGE,
             )
+        except KeyboardInterrupt:
+            if not console.request_id:
+                raise
+            console.fail("ABORTED", "ended before the answer", "", EXIT_UNAVAILABLE)
 
     functools.update_wrapper(run, function)
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")(

@@ -290,7 +290,7 @@ class Server:
         if certificates is None and (trouble := listen.plain_trouble()):
             raise SetupError(trouble, field="listen")
         # gRPC takes a socket's path over from whoever listens there; only one that nobody answers on is left behind.
-        if listen.port is not None or not _answers(listen.address.removeprefix("unix:")):
+        if listen.port is not None or not answers(listen.address.removeprefix("unix:")):
             with contextlib.suppress(RuntimeError):
                 if certificates is None:
                     port = self._server.add_insecure_port(listen.address)
@@ -351,7 +351,7 @@ def freeze_heap() -> None:
     gc.freeze()
 
 
-def _answers(path: str) -> bool:
+def answers(path: str) -> bool:
     """Whether somebody listens on the unix socket `path`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         return connection.connect_ex(path) == 0

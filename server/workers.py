@@ -55,7 +55,10 @@ def _reserve(stack: contextlib.ExitStack, listen: Listen) -> Listen:
             field="listen",
         )
     host, port = listen.address.rpartition(":")[0], listen.port
-    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise SetupError(f"can't listen on {listen.address}: {error.strerror}", field="listen") from None
     places = dict.fromkeys((family, address[0]) for family, _, _, _, address in found)
     held = 0
     for family, place in places:

@@ -186,7 +186,9 @@ def audit(console: Console, /, since: str | None, until: str | None, **about: An
         del one["details_json"]
 
     def show(rich: RichConsole) -> None:
-        made = table("Audit", "at", "event", "what", "#mall", "#store", "#terminal", "code", "by", "details")
+        made = table(
+            "Audit", "at", "=event", "what", "#mall", "#store", "#terminal", "=code", "by", "details"
+        )
         for one in findings:
             what = f"refused: {one['what']}" if one["refused"] else one["what"]
             ids = (str(one[name] or "") for name in ("mall_id", "store_id", "terminal_id"))

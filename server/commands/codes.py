@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -180,19 +181,28 @@ def _issue_batch(console: Console, settings: Settings, file: Path, mall_id: int,
         request.mall_id = request.mall_id or mall_id
         request.request_id = request.request_id or new_request_id()
         request.actor = request.actor or actor
-    outcomes: list[code_pb.IssueOutcome] = []
     with console.client(settings) as client:
-        for start in range(0, len(requests), limits.BULK_MAX):
-            batch = code_pb.IssueBatchRequest(requests=requests[start : start + limits.BULK_MAX])
-            outcomes += client.call(client.codes.IssueBatch, batch).outcomes
+
+        def decide(some: Sequence[code_pb.IssueRequest]) -> Sequence[code_pb.IssueOutcome]:
+            return client.call(client.codes.IssueBatch, code_pb.IssueBatchRequest(requests=some)).outcomes
+
+        outcomes = verdicts.in_batches(requests, limits.BULK_MAX, decide, code_pb.IssueOutcome)
 
     def show(rich: RichConsole) -> None:
-        made = table("Codes", "order", "verdict", "uid", "serial", "PIN", "expires", "request id")
+        said: dict[str, None] = {}
+        made = table("Codes", "=order", "verdict", "=uid", "=serial", "=PIN", "expires", "=request id")
         for request, outcome in zip(requests, outcomes, strict=True):
             if outcome.HasField("error"):
                 made.add_row(
-                    escape(request.order_id), f"[red]{outcome.error.reason}[/]", escape(outcome.error.message)
+                    escape(request.order_id),
+                    f"[red]{outcome.error.reason}[/]",
+                    "",
+                    "",
+                    "",
+                    "",
+                    escape(request.request_id),
                 )
+                said.setdefault(outcome.error.message)
                 continue
             issued = outcome.response
             made.add_row(
@@ -205,8 +215,10 @@ def _issue_batch(console: Console, settings: Settings, file: Path, mall_id: int,
                 escape(issued.request_id),
             )
         rich.print(made)
+        for message in said:
+            rich.print(f"[red]{escape(message)}[/]", soft_wrap=True)
 
-    console.emit({"outcomes": [plain(outcome) for outcome in outcomes]}, show)
+    console.emit({"outcomes": verdicts.plain_outcomes(requests, outcomes)}, show)
     sys.exit(verdicts.batch_exit_code(outcomes))
 
 

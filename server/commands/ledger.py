@@ -687,7 +687,7 @@ def settlements(
     }
 
     def show(rich: RichConsole) -> None:
-        made = table("Settlements", "event", "at", "#mall", "order", "payee", "role", "#level", "#fen")
+        made = table("Settlements", "=event", "at", "#mall", "=order", "=payee", "role", "#level", "#fen")
         for one in page.items:
             for share in one.shares:
                 made.add_row(
@@ -750,7 +750,9 @@ def audit(
     }
 
     def show(rich: RichConsole) -> None:
-        made = table("Audit", "at", "event", "what", "#mall", "#store", "#terminal", "code", "by", "details")
+        made = table(
+            "Audit", "at", "=event", "what", "#mall", "#store", "#terminal", "=code", "by", "details"
+        )
         for one in page.findings:
             what = f"refused: {one.what}" if one.refused else one.what
             ids = (str(number or "") for number in (one.mall_id, one.store_id, one.terminal_id))

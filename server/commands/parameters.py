@@ -88,17 +88,19 @@ def position(function: F) -> F:
 def position_of(
     latitude_deg: float | None, longitude_deg: float | None, accuracy_m: float, datum: str | None
 ) -> types_pb.Position | None:
-    """Read the position options; None if none was given. The server checks the values."""
+    """Read the position options; None if none was given. The server checks the values. Raises InvalidInput for a part of them."""
     if latitude_deg is None and longitude_deg is None and datum is None:
         return None
-    made = types_pb.Position(accuracy_m=accuracy_m)
-    if latitude_deg is not None:
-        made.latitude_deg = latitude_deg
-    if longitude_deg is not None:
-        made.longitude_deg = longitude_deg
-    if datum is not None:
-        made.datum = _DATUMS[datum.lower()]
-    return made
+    if latitude_deg is None or longitude_deg is None or datum is None:
+        raise InvalidInput(
+            f"a position has all of --lat, --lon and --datum ({', '.join(_DATUMS)})", field="position"
+        )
+    return types_pb.Position(
+        latitude_deg=latitude_deg,
+        longitude_deg=longitude_deg,
+        accuracy_m=accuracy_m,
+        datum=_DATUMS[datum.lower()],
+    )
 
 
 def line_of(text: str, option: str = "line") -> types_pb.Line:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -17,7 +18,7 @@ from server.client import new_request_id
 from server.commands import parameters, verdicts
 from server.config import Settings
 from server.console import Console, command, table
-from server.plain import message_of, plain
+from server.plain import message_of
 
 
 def _terminal(
@@ -140,14 +141,16 @@ def _redeem_batch(
             request.terminal.CopyFrom(terminal)
         request.request_id = request.request_id or new_request_id()
         request.actor = request.actor or actor
-    outcomes: list[redemption_pb.RedeemOutcome] = []
     with console.client(settings) as client:
-        for start in range(0, len(requests), limits.BATCH_MAX):
-            batch = redemption_pb.RedeemBatchRequest(requests=requests[start : start + limits.BATCH_MAX])
-            outcomes += client.call(client.redemption.RedeemBatch, batch).outcomes
+
+        def decide(some: Sequence[redemption_pb.RedeemRequest]) -> Sequence[redemption_pb.RedeemOutcome]:
+            batch = redemption_pb.RedeemBatchRequest(requests=some)
+            return client.call(client.redemption.RedeemBatch, batch).outcomes
+
+        outcomes = verdicts.in_batches(requests, limits.BATCH_MAX, decide, redemption_pb.RedeemOutcome)
 
     def show(rich: RichConsole) -> None:
-        made = table("Redemptions", "order", "verdict", "uid", "sentence", "request id")
+        made = table("Redemptions", "=order", "verdict", "=uid", "sentence", "=request id")
         for request, outcome in zip(requests, outcomes, strict=True):
             if outcome.HasField("error"):
                 made.add_row(
@@ -168,7 +171,7 @@ def _redeem_batch(
             )
         rich.print(made)
 
-    console.emit({"outcomes": [plain(outcome) for outcome in outcomes]}, show)
+    console.emit({"outcomes": verdicts.plain_outcomes(requests, outcomes)}, show)
     sys.exit(verdicts.batch_exit_code(outcomes))
 
 

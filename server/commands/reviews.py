@@ -38,7 +38,7 @@ def list_reviews(console: Console, mall_id: int | None) -> None:
         found = pages(fetch)
 
     def show(rich: RichConsole) -> None:
-        made = table(f"Open reviews of mall {mall}", "review", "uid", "order", "#store", "locked", "tries")
+        made = table(f"Open reviews of mall {mall}", "=review", "=uid", "=order", "#store", "locked", "tries")
         for one in found:
             made.add_row(
                 one.review_id,

@@ -13,16 +13,17 @@ import click
 from rich.console import Console as RichConsole
 
 from engine.deployment import Deployment
+from engine.errors import SetupError
 from engine.state.store_url import redacted
 from server import opening
 from server.commands import parameters
-from server.config import PASSPHRASE_BESIDE_DATA, Settings
+from server.config import PASSPHRASE_BESIDE_DATA, Listen, Settings
 from server.console import Console, ask_passphrase, command
 from server.hardening import keep_memory_private
 from server.issuers import Issuers
 from server.ledger_process import LedgerProcess
 from server.output import OutputFailed, json_text, log_to_stderr, visible
-from server.serve import Server, freeze_heap
+from server.serve import Server, answers, freeze_heap
 from server.statistics import StatisticsFile
 from server.stopping import StopSignal
 from server.workers import Supervisor, orders_of, reserved
@@ -136,6 +137,8 @@ def serve(
     opening.issuing(settings)
     if settings.issuers_file is not None:
         Issuers(settings.issuers_file)
+    for address in (*settings.listen, *settings.listen_mtls):
+        _check_address(address, plain=settings.tls_cert_file is None)
     # Around all: a signal while the store starts must still end it in order.
     with StopSignal() as stop, opening.store(settings) as url:
         if settings.embedded and not Deployment.exists(url):
@@ -154,6 +157,20 @@ def serve(
                 return
             with opening.open_deployment(url, settings, os.environ, ask=ask_passphrase) as deployment:
                 _run(console, settings, deployment, stop, stats_file)
+
+
+def _check_address(listen: Listen, *, plain: bool) -> None:
+    """Raise SetupError where an address can't be had: found out later, a new deployment would have been made for nothing."""
+    if plain and (trouble := listen.plain_trouble()):
+        raise SetupError(trouble, field="listen")
+    if listen.port is not None:
+        with reserved([listen]):
+            return
+    if answers(listen.address.removeprefix("unix:")):
+        raise SetupError(
+            f"can't listen on {listen.address}: another process listens there; stop it, or choose another address",
+            field="listen",
+        )
 
 
 def _ledger(settings: Settings, url: str) -> contextlib.AbstractContextManager[object]:

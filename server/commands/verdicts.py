@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
 
+import grpc
 from google.protobuf.message import Message
 from rich.console import Console as RichConsole
 from rich.markup import escape
 
 from engine.verdict import Verdict
+from pickgate.v1 import code_service_pb2 as code_pb
+from pickgate.v1 import redemption_service_pb2 as redemption_pb
+from pickgate.v1 import types_pb2 as types_pb
+from server.client import CallFailed
 from server.console import EXIT_OK, EXIT_REFUSED, EXIT_UNAVAILABLE, Console, moment
 from server.plain import plain
+
+Asked = TypeVar("Asked", code_pb.IssueRequest, redemption_pb.RedeemRequest)
+Outcome = TypeVar("Outcome", code_pb.IssueOutcome, redemption_pb.RedeemOutcome)
+
+_NOT_DECIDED: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+"""The same request with the same request id may be decided later."""
+_RETRY_MS: Final = 1_000
+"""When: the client has tried for a while already."""
 
 _ENUMS: Final[dict[str, type[Verdict]]] = {kind.__name__: kind for kind in Verdict.__subclasses__()}
 
@@ -38,6 +58,44 @@ def batch_exit_code(outcomes: Sequence[Any]) -> int:
     if errors:
         return EXIT_REFUSED
     return exit_code([outcome.response for outcome in outcomes])
+
+
+def in_batches(
+    requests: Sequence[Asked],
+    items_max: int,
+    decide: Callable[[Sequence[Asked]], Sequence[Outcome]],
+    outcome: type[Outcome],
+) -> list[Outcome]:
+    """Ask for requests of a file, some at a time: one outcome each. What was decided is not lost because a later call fails.
+
+    decide: asks for at most items_max of them, and raises CallFailed. Raised on when it's the first call that fails, and for good.
+    """
+    outcomes: list[Outcome] = []
+    for start in range(0, len(requests), items_max):
+        try:
+            outcomes += decide(requests[start : start + items_max])
+        except CallFailed as error:
+            again = error.code in _NOT_DECIDED
+            if not outcomes and not again:
+                raise
+            failed = types_pb.ItemError(
+                reason=error.reason or error.code.name,
+                message=error.message,
+                field=error.field,
+                retry_after_ms=_RETRY_MS if again else 0,
+            )
+            # Those behind it were not sent: what fails once would most likely fail again.
+            outcomes += [outcome(error=failed) for _ in requests[start:]]
+            break
+    return outcomes
+
+
+def plain_outcomes(requests: Sequence[Any], outcomes: Sequence[Any]) -> list[dict[str, Any]]:
+    """The outcomes of a batch for machines, each with the id under which it can be asked for again."""
+    return [
+        plain(outcome) | ({"request_id": request.request_id} if outcome.HasField("error") else {})
+        for request, outcome in zip(requests, outcomes, strict=True)
+    ]
 
 
 def headline(rich: RichConsole, response: Message) -> None:

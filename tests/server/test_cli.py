@@ -6,9 +6,11 @@ A command is run as a process where that matters (what people see, errors, signa
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import pty
+import re
 import select
 import signal
 import stat
@@ -29,8 +31,11 @@ from PIL import Image
 from engine.state.server import running_url
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import types_pb2 as types_pb
+from server import bounds
 from server.cli import main
 from server.client import Client
+from server.console import table
+from server.output import PeopleConsole
 from tests.server.conftest import AT_STORE, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -280,11 +285,21 @@ def test_stock_commands(served: Served) -> None:
         (("get", "xyz"), 2, "INVALID_INPUT", "16 lower-case hexadecimal digits"),
         (("get",), 2, "INVALID_INPUT", "which code"),
         (("issue", "--order", "A", "--line", "101:x"), 2, "INVALID_INPUT", "SKU:COUNT"),
-        (("issue", "--order", "A", "--line", "101:70000"), 2, "INVALID_INPUT", "lines[0].count"),
+        (
+            ("issue", "--order", "A", "--line", "101:70000"),
+            2,
+            "INVALID_INPUT",
+            "the count of --line number 1",
+        ),
         (("issue", "--order", "A", "--line", "101:-1"), 2, "INVALID_INPUT", "--line"),
         (("issue", "--mall", "99", "--order", "A", "--line", "101"), 2, "UNKNOWN_MALL", "99"),
         (("redeem", "P" * 513, *HERE), 2, "INVALID_INPUT", "513"),
-        (("redeem", "PG0", "--lat", "nan", "--lon", "1", "--datum", "wgs84"), 2, "INVALID_INPUT", "latitude"),
+        (
+            ("redeem", "PG0", "--lat", "nan", "--lon", "1", "--datum", "wgs84"),
+            2,
+            "INVALID_INPUT",
+            "--lat is nan",
+        ),
         (("redeem", "PG0", "--lat", "1", "--lon", "1"), 2, "INVALID_INPUT", "datum"),
         (("stores", "put", "absent.json"), 2, "INVALID_INPUT", "absent.json can't be read"),
         (("stores", "put"), 2, "INVALID_INPUT", "which stores"),
@@ -312,6 +327,118 @@ def test_an_error_of_the_process_is_one_line_too(served: Served) -> None:
     done = served.run("get", "0123456789abcdef")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error NOT_FOUND: mall 7 has no code 0123456789abcdef\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("issue", "--line", "100:1"), "--order is ''; expected 1 .. 48 characters"),
+        (("issue", "--order", "O-1"), "--line has 0 items; expected at least 1"),
+        (
+            ("issue", "--order", "O-1", "--line", "100:1", "--line", "100:2"),
+            "the sku_id of --line number 2 is 100; expected each SKU in one line only",
+        ),
+        (("issue", "--order", "O-1", "--line", "100:1", "--ttl-s", "5"), "--ttl-s is 5; expected 60"),
+        (
+            ("issue", "--order", "O-1", "--line", "100:1", "--request-id", "short"),
+            "--request-id is 'short'; ",
+        ),
+        (("redeem", "PG0", "--pin", "12"), "--pin is misshapen"),
+        (
+            ("redeem", "PG0", "--lat", "31.2", "--lon", "121.4"),
+            "all of --lat, --lon and --datum (wgs84, gcj02",
+        ),
+        (("redeem", "PG0", "--lat", "91", "--lon", "121", "--datum", "wgs84"), "--lat is 91.0; expected -90"),
+        (("get", "xyz"), "UID is 'xyz'; expected 16"),
+        (("extend", "0" * 16, "--to", "1970-01-01T00:00+00:00"), "--to is 0; expected 1"),
+        (("stock", "receive", "0", "--sku", "100"), "COUNT is 0; expected 1"),
+        (("policies", "put", "--level", "deployment", "--hold-s", "5"), "--hold-s is 5; expected 60"),
+    ],
+)
+def test_an_error_names_what_was_typed(served: Served, arguments: tuple[str, ...], said: str) -> None:
+    """Whoever typed an option need not know the field of the contract that it fills."""
+    done = served.inside(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_an_error_of_a_file_names_the_entry_and_its_field(served: Served, tmp_path: Path) -> None:
+    file = tmp_path / "policies.json"
+    file.write_text(json.dumps([{"level": "DEPLOYMENT"}, {"level": "STORE", "store_id": 2001, "hold_s": 5}]))
+    assert "policies[1].hold_s is 5" in served.inside("policies", "put", str(file)).stderr
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command inside this process gives up at once where nobody answers."""
+    monkeypatch.setattr(bounds, "CLIENT_WAITS_S_MAX", 0.0)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_what_was_not_decided_says_how_to_ask_again() -> None:
+    nowhere = ("--target", "127.0.0.1:1")
+    asked = ("stock", "receive", "5", "--mall", "7", "--store", "2001", "--sku", "100")
+    done = inside(*nowhere, *asked)
+    assert done.returncode == 3
+    made = re.search(r"; ask again with --request-id ([0-9a-f-]{36})$", done.stderr.rstrip())
+    assert made
+    again = inside(*nowhere, *asked, "--request-id", made[1], "--json")
+    assert json.loads(again.stderr)["error"]["request_id"] == made[1]
+    # Nothing to repeat.
+    assert "request-id" not in inside(*nowhere, "malls", "list").stderr
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_batch_that_was_not_decided_says_the_id_of_each_entry(served: Served, tmp_path: Path) -> None:
+    """Made up by the command, they would be lost, and a second try would issue everything twice."""
+    order = {"mall_id": 7, "store_id": 2001, "suite": "AES", "lines": [{"sku_id": 101, "count": 1}]}
+    orders = [{**order, "order_id": f"B-{n}"} for n in range(2)]
+    file = tmp_path / "orders.json"
+    file.write_text(json.dumps(orders))
+    done = inside("--target", "127.0.0.1:1", "issue", "--file", str(file), "--json")
+    assert done.returncode == 3
+    outcomes = json.loads(done.stdout)["outcomes"]
+    assert {outcome["error"]["reason"] for outcome in outcomes} == {"UNAVAILABLE"}
+    ids = [outcome["request_id"] for outcome in outcomes]
+    assert len(set(ids)) == 2
+    people = inside("--target", "127.0.0.1:1", "issue", "--file", str(file))
+    assert people.returncode == 3
+    assert len(re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", people.stdout)) == 2
+
+    served.json("stock", "receive", "2", "--sku", "101")
+    file.write_text(json.dumps([{**one, "request_id": id} for one, id in zip(orders, ids, strict=True)]))
+    first, second = (served.json("issue", "--file", str(file))["outcomes"] for _ in range(2))
+    assert [one["response"]["uid"] for one in first] == [one["response"]["uid"] for one in second]
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_a_narrow_terminal_cuts_nothing(width: int) -> None:
+    made = table("Open reviews", "=review", "=uid", "=order", "#store", "locked", "tries")
+    when = "2026-11-25 19:51:08+00:00"
+    made.add_row(
+        "9-1-24", "024000008da7409a", "O-4711", "4294967295", when, f"{when} PIN_WRONG at terminal 11"
+    )
+    screen = io.StringIO()
+    PeopleConsole(file=screen, width=width).print(made)
+    lines = screen.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in screen.getvalue()
+    columns = list(zip(*(line.strip("│").split("│") for line in lines if line.startswith("│")), strict=True))
+    uid = "".join(cell.strip() for cell in columns[1])
+    assert uid == "024000008da7409a"
+    if width == 80:
+        assert any("024000008da7409a" in line and "4294967295" in line for line in lines)
+
+
+def test_an_address_that_cant_be_had_is_told_before_a_deployment_is_made(
+    served: Served, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    for address in (served.address, "0.0.0.0:7425"):
+        done = pickgate("serve", "--data-dir", str(folder), "--listen", address, cwd=tmp_path)
+        assert done.returncode == 2
+        assert address in done.stderr
+        assert not folder.exists()
 
 
 def test_a_refused_code_is_an_answer_not_an_error(served: Served) -> None:
