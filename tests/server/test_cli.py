@@ -430,15 +430,12 @@ def test_a_narrow_terminal_cuts_nothing(width: int) -> None:
         assert any("024000008da7409a" in line and "4294967295" in line for line in lines)
 
 
-def test_an_address_that_cant_be_had_is_told_before_a_deployment_is_made(
-    served: Served, tmp_path: Path
-) -> None:
+def test_a_port_that_is_taken_is_told_before_a_deployment_is_made(served: Served, tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    for address in (served.address, "0.0.0.0:7425"):
-        done = pickgate("serve", "--data-dir", str(folder), "--listen", address, cwd=tmp_path)
-        assert done.returncode == 2
-        assert address in done.stderr
-        assert not folder.exists()
+    done = pickgate("serve", "--data-dir", str(folder), "--listen", served.address, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"can't listen on {served.address}: " in done.stderr
+    assert not folder.exists()
 
 
 def test_a_refused_code_is_an_answer_not_an_error(served: Served) -> None:
