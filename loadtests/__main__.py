@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from loadtests import bounds, checks, h2load, identity, idle, lot, machine, stacks, steps
+from loadtests import behaviours, bounds, checks, h2load, identity, idle, lot, machine, stacks, steps
+from loadtests import hostile as hostiles
 from loadtests import lag as lags
 from loadtests import overload as overloads
 from loadtests import peak as peaks
@@ -115,6 +116,15 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--minutes", type=_positive, default=10.0)
     made = add("idle", _idle, "A working load beside idle terminals.")
     made.add_argument("--terminals", type=_whole, default=bounds.IDLE_TERMINALS)
+
+    text = "Callers who mean ill or are broken, one kind after the other, beside honest ones."
+    made = commands.add_parser("hostile", help=text, description=text)
+    made.set_defaults(command=_hostile)
+    made.add_argument(
+        "--rate", type=_positive, default=bounds.HOSTILE_RATE_PER_S, help="honest redemptions a second"
+    )
+    made.add_argument("--seconds", type=_positive, default=bounds.HOSTILE_SECONDS, help="of each behaviour")
+    made.add_argument("--only", choices=tuple(behaviours.ALL), action="append", help="one behaviour alone")
 
     text = "Redemptions at a set rate with the ledger written beside them: how far it is behind."
     made = commands.add_parser("lag", help=text, description=text)
@@ -235,6 +245,17 @@ def _lag(console: Console, asked: argparse.Namespace, folder: Path) -> int:
         found = lags.lag(subject, stack.data_dir, asked.rate, asked.seconds)
     checks.show(console, "The ledger beside redemptions", ("", ""), found.rows())
     return _finish(console, asked, "lag", found.as_json(), found.checks())
+
+
+def _hostile(console: Console, asked: argparse.Namespace, folder: Path) -> int:
+    with (
+        Ours(folder / Ours.name, tcp=asked.socket == "tcp") as stack,
+        Subject(stack, seed=asked.seed, connections=asked.connections) as subject,
+    ):
+        found = hostiles.hostile(subject, asked.rate, asked.seconds, asked.only or tuple(behaviours.ALL))
+        checks.show(console, f"{asked.rate:g} honest redemptions a second", hostiles.HEADS, found.rows())
+        made = [*found.checks(), *_books([subject])]
+    return _finish(console, asked, "hostile", found.as_json(), made)
 
 
 def _identity(console: Console, asked: argparse.Namespace, folder: Path) -> int:

@@ -78,6 +78,33 @@ IDLE_COST_MAX: Final = 0.2
 IDLE_ROUNDS: Final = 3
 IDLE_ROUND_S: Final = 3.0
 
+# --- hostile callers ----------------------------------------------------------------------------------------------
+HOSTILE_RATE_PER_S: Final = 500.0
+"""Redemptions of honest callers, whose latency is what is looked at."""
+HOSTILE_SECONDS: Final = 8.0
+"""Of each behaviour: longer than the server waits for who says nothing (5 s)."""
+HOSTILE_PEERS: Final = 20
+"""Connections of a kind."""
+HOSTILE_STREAMS: Final = 90
+"""Calls open at a time on one connection, of the hundred that a server takes."""
+HOSTILE_SLOW_BYTES_PER_S: Final = 5.0
+HOSTILE_CALLS_PER_S: Final = 300.0
+HOSTILE_GARBAGE_PER_S: Final = 100.0
+HOSTILE_CONTINUATIONS_PER_S: Final = 200.0
+HOSTILE_PINGS: Final = 10_000
+HOSTILE_RESETS_PER_S: Final = 1_000.0
+HOSTILE_CANCELLED: Final = 800
+HOSTILE_AS_PLANNED: Final = 0.95
+"""Of the pings and resets: with fewer nothing is shown."""
+HOSTILE_P99_TIMES: Final = 2.0
+HOSTILE_P99_SLACK_MS: Final = 20.0
+"""p99 of the others may be HOSTILE_P99_TIMES that of before and this: a bound against a server that is stopped, wide
+enough for what else the machine does."""
+HOSTILE_RSS_TIMES: Final = 1.5
+HOSTILE_RSS_SLACK_BYTES: Final = 64 * 2**20
+HOSTILE_SETTLE_S: Final = 15.0
+"""How long the server may take to let go of the last of their connections."""
+
 # --- the ledger's lag -----------------------------------------------------------------------------------------------
 LAG_RATE_PER_S: Final = 5_000.0
 LAG_SECONDS: Final = 10.0

@@ -156,6 +156,14 @@ class Stack:
             raise StackFailed(f"{self.name} does not run")
         return self._process.pid
 
+    @property
+    def pids(self) -> list[int]:
+        """Of its processes, its store's included, but not those that the store forks for a while. Raises StackFailed when it is gone."""
+        try:
+            return sorted([self.pid, *(member.pid for member in psutil.Process(self.pid).children())])
+        except psutil.Error as error:
+            raise StackFailed(f"{self.name} is gone ({error}); its log ends:\n{self.log_tail()}") from None
+
     def usage(self) -> Usage:
         """What its processes use now. Raises StackFailed when it is gone."""
         rss = store_rss = descriptors = 0

@@ -83,6 +83,11 @@ class Subject:
         if any(card < first_fresh for card in self._deck):
             self._deck = deque(card for card in self._deck if card >= first_fresh)
 
+    def spare(self, count: int) -> list[tuple[bytes, Request]]:
+        """The codes that are ready and come last, with their requests: a run of fewer calls leaves them to those after it."""
+        cards = list(self._deck)[-count:] if count else []
+        return [(self._uids[card], self._requests[card]) for card in cards]
+
     # --- runs --------------------------------------------------------------------------------------------------------
     def probe_per_s(self) -> float:
         """A first idea of what the stack can do."""

@@ -53,6 +53,12 @@ SILENT_CALLS_MAX: Final = 4_096
 """Calls of the hot lane whose request is still to come; for one more the oldest of them is cancelled, if it has been silent for
 SILENT_S_MIN, else the new one is shed."""
 SILENT_S_MIN: Final = 0.5
+UNTAKEN_CALLS_MAX: Final = 4_096
+"""Answers of the hot lane that their callers do not take (a window of nothing keeps a call, and what it is answered, for as long as the
+connection lives); for one more the oldest is given up, if it has been there for UNTAKEN_S_MIN."""
+UNTAKEN_S_MIN: Final = 1.0
+UNTAKEN_S_MAX: Final = 30.0
+"""How long one may wait to be taken: a day's worth of payloads, the longest answer there is, on the slowest mobile line."""
 REQUESTED_AHEAD: Final = 256
 """Calls of each method of the hot lane that gRPC may hand over before one is asked for again: more than come while the draining
 thread looks away."""

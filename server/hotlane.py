@@ -169,6 +169,8 @@ class Lane:
         self._server.register_completion_queue(self._queue)
         # Calls whose request is still to come, the oldest first.
         self._silent: dict[int, Arrival] = {}
+        # Calls whose answer is on its way, with the time of it, the oldest first.
+        self._untaken: dict[int, tuple[float, Arrival]] = {}
         self._read: list[Arrival] = []
         """What has been drained in this pass."""
         self._crowded = _status(
@@ -361,11 +363,12 @@ class Lane:
             self._answer([(call, refusal)])
 
     def _ended(self, call: Arrival) -> None:
+        self._untaken.pop(id(call), None)
         call.stage = _OVER
         self.over += 1
 
     def _look(self) -> None:
-        """Look for calls that wait too long, for their requests or for their owners, or long enough."""
+        """Look for calls that wait too long, for their requests, their owners or their callers, or long enough."""
         now_s = self._monotonic_s()
         while self._held and (self._held[0][0] <= now_s or not self._hold_s):
             _, held, refusal = self._held.popleft()
@@ -378,7 +381,16 @@ class Lane:
             late.append(number)
         for number in late:
             self._cancel(number)
+        while self._untaken and self._is_left(now_s):
+            _, left = self._untaken.pop(next(iter(self._untaken)))
+            left.call.cancel()
         self._owners.sweep()
+
+    def _is_left(self, now_s: float) -> bool:
+        """Whether the oldest answer is given up: its caller does not take it, and the call stays for as long as its connection."""
+        since_s, _ = next(iter(self._untaken.values()))
+        crowded = len(self._untaken) > bounds.UNTAKEN_CALLS_MAX
+        return now_s - since_s > (bounds.UNTAKEN_S_MIN if crowded else bounds.UNTAKEN_S_MAX)
 
     def _cancel(self, number: int) -> None:
         # Reading its request ends with nothing, and the call without an answer of ours.
@@ -418,6 +430,7 @@ class Lane:
 
     def _reply(self, call: Arrival, message: bytes) -> None:
         call.stage = _ANSWERING
+        self._untaken[id(call)] = (self._monotonic_s(), call)
         call.call.start_server_batch(
             (
                 cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
@@ -430,6 +443,7 @@ class Lane:
 
     def _refuse(self, call: Arrival, status: _Status) -> None:
         call.stage = _REFUSING
+        self._untaken[id(call)] = (self._monotonic_s(), call)
         call.call.start_server_batch(
             (
                 cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),

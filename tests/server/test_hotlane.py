@@ -23,6 +23,7 @@ from grpc_status import rpc_status
 
 from engine import limits
 from engine.errors import Exhausted, InvalidInput
+from loadtests import behaviours
 from server import bounds, hotlane, lane_check
 from server.batches import Blocking, Outcome, Sorted
 from server.hotlane import Arrival, Lane
@@ -321,6 +322,56 @@ def test_calls_of_a_rush_are_not_taken_for_silent_ones(
     error = made.refused(b"one more")
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert not any(call.done() for call in calls)
+
+
+@pytest.fixture
+def shut() -> Iterator[Callable[[Post, int], Callable[[], int]]]:
+    """Make calls on a connection that takes no byte of their answers; gives how many have been reset."""
+    with ExitStack() as stack:
+
+        def begin(made: Post, count: int) -> Callable[[], int]:
+            scene = behaviours.Scene(made.address, 0.0)
+            stack.callback(scene.end)
+            peer = behaviours.Peer(scene, behaviours.opening(window=0))
+            of = behaviours.block(METHOD)
+            for _ in range(count):
+                peer.send(behaviours.call(peer.stream(), of, b"x"))
+
+            def reset() -> int:
+                peer.hear()
+                assert peer.open
+                return sum(count for name, count in scene.told.items() if name.startswith("RST_STREAM"))
+
+            return reset
+
+        yield begin
+
+
+def test_an_answer_that_is_not_taken_is_given_up(
+    post: Open, shut: Callable[..., Callable[[], int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "UNTAKEN_S_MAX", 0.3)
+    made = post()
+    reset = shut(made, 20)
+    wait_until(lambda: reset() == 20, "all are given up")
+    made.settled()
+    assert made.lane.calls == 20
+    assert made.call(b"x") == b"x"
+
+
+def test_answers_that_are_not_taken_are_bounded(
+    post: Open, shut: Callable[..., Callable[[], int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "UNTAKEN_CALLS_MAX", 10)
+    monkeypatch.setattr(bounds, "UNTAKEN_S_MIN", 0.0)
+    made = post()
+    reset = shut(made, 30)
+    wait_until(lambda: reset() == 20, "all but the last ten are given up")
+    assert made.lane.open_calls == 10
+    # One on its way to a caller that takes it counts as well, for the moment.
+    assert [made.call(b"%d" % n) for n in range(20)] == [b"%d" % n for n in range(20)]
+    wait_until(lambda: made.lane.open_calls + reset() == 30, "nothing else is open")
+    assert reset() <= 21
 
 
 def test_a_call_without_a_request_is_told_so(post: Open) -> None:
