@@ -136,4 +136,5 @@ def time_zone(value: str, field: str) -> str:
 
 @lru_cache(maxsize=1)
 def _time_zones() -> frozenset[str]:
-    return frozenset(zoneinfo.available_timezones())
+    # What these mean is each machine's own affair.
+    return frozenset(zoneinfo.available_timezones()) - {"localtime", "Factory"}

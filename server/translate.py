@@ -841,19 +841,21 @@ def decide_response(request_id: str, answer: calls.ReviewAnswer) -> review_pb.De
 def malls(messages: Sequence[store_pb.Mall]) -> tuple[Mall, ...]:
     """Read and check malls to put."""
     checks.length(messages, "malls", 1, bounds.PUT_ITEMS_MAX)
-    return tuple(
+    made = tuple(
         Mall(
             mall_id=checks.identifier(message.mall_id, f"malls[{index}].mall_id"),
             name=checks.text(message.name, f"malls[{index}].name", limits.NAME_CHARS_MAX, chars_min=1),
         )
         for index, message in enumerate(messages)
     )
+    return rules.each_once(made, "malls")
 
 
 def stores(messages: Sequence[store_pb.Store]) -> tuple[Store, ...]:
     """Read and check stores to put."""
     checks.length(messages, "stores", 1, bounds.PUT_ITEMS_MAX)
-    return tuple(_store(message, f"stores[{index}]") for index, message in enumerate(messages))
+    made = tuple(_store(message, f"stores[{index}]") for index, message in enumerate(messages))
+    return rules.each_once(made, "stores")
 
 
 def _store(message: store_pb.Store, path: str) -> Store:
@@ -911,7 +913,8 @@ def _store_fields(
 def catalogue(messages: Sequence[store_pb.CatalogueEntry]) -> tuple[CatalogueEntry, ...]:
     """Read and check catalogue entries to put."""
     checks.length(messages, "entries", 1, bounds.PUT_ITEMS_MAX)
-    return tuple(_catalogue_entry(message, f"entries[{index}]") for index, message in enumerate(messages))
+    made = tuple(_catalogue_entry(message, f"entries[{index}]") for index, message in enumerate(messages))
+    return rules.each_once(made, "entries")
 
 
 def _catalogue_entry(message: store_pb.CatalogueEntry, path: str) -> CatalogueEntry:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from engine.errors import InvalidInput
 from engine.hours import EVERY_DAY, Hours, SpecialDay, Window
@@ -178,19 +178,30 @@ _TIERS: Final = (
 )
 
 
+class _Named(Protocol):
+    @property
+    def field(self) -> str: ...
+
+
+N = TypeVar("N", bound=_Named)
+
+
+def each_once(made: tuple[N, ...], what: str) -> tuple[N, ...]:
+    """Return entries to put, of which none stands there twice: one of both would be lost without a word."""
+    seen: set[str] = set()
+    for index, entry in enumerate(made):
+        if entry.field in seen:
+            checks.refuse(f"{what}[{index}]", entry.field, "each entry once, and this is its second")
+        seen.add(entry.field)
+    return made
+
+
 def policies(messages: Sequence[store_pb.Policy]) -> tuple[Policy, ...]:
     """Read and check policies to put."""
     checks.length(messages, "policies", 1, bounds.PUT_ITEMS_MAX)
-    made = tuple(_policy(message, f"policies[{index}]") for index, message in enumerate(messages))
-    seen: set[str] = set()
-    for index, policy in enumerate(made):
-        if policy.field in seen:
-            raise InvalidInput(
-                f"policies[{index}] is of the scope {policy.field} again; expected each scope once",
-                field=f"policies[{index}]",
-            )
-        seen.add(policy.field)
-    return made
+    return each_once(
+        tuple(_policy(message, f"policies[{index}]") for index, message in enumerate(messages)), "policies"
+    )
 
 
 def _policy(message: store_pb.Policy, path: str) -> Policy:
@@ -255,7 +266,7 @@ def providers(messages: Sequence[store_pb.Provider]) -> tuple[Provider, ...]:
         methods = _methods(message.methods, f"{path}.methods")
         with at(path):
             made.append(Provider(message.provider_id, message.name, keys, methods, message.revoked))
-    return tuple(made)
+    return each_once(tuple(made), "providers")
 
 
 def _provider_key(message: store_pb.ProviderKey) -> ProviderKey:

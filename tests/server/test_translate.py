@@ -19,7 +19,7 @@ from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import stock_service_pb2 as stock_pb
 from pickgate.v1 import store_service_pb2 as store_pb
 from pickgate.v1 import types_pb2 as types_pb
-from server import bounds, translate
+from server import bounds, translate, translate_rules
 
 NAN, INF = float("nan"), float("inf")
 
@@ -164,6 +164,7 @@ STORE_FAULTS = [
     ("stores.0.terminal_location", 7, "stores[0].terminal_location"),
     ("stores.0.time_zone", "Asia/Atlantis", "stores[0].time_zone"),
     ("stores.0.time_zone", "../../etc/passwd", "stores[0].time_zone"),
+    ("stores.0.time_zone", "localtime", "stores[0].time_zone"),
 ]
 
 
@@ -188,6 +189,25 @@ def test_a_misshapen_store_names_its_field(path: str, value: object, field: str)
     with pytest.raises(InvalidInput) as caught:
         translate.stores(change(store, path, value).stores)
     assert caught.value.field == field
+
+
+def test_an_entry_that_stands_twice_in_one_put_is_refused() -> None:
+    """Whichever counted, the other would be lost without a word."""
+    [one] = store().stores
+    other = change(store, "stores.0.name", "B").stores[0]
+    mall, sku = store_pb.Mall(mall_id=7, name="M"), store_pb.CatalogueEntry(mall_id=7, sku_id=9, name="x")
+    policy = store_pb.Policy(level=store_pb.POLICY_LEVEL_DEPLOYMENT, hold_s=60)
+    reads: list[tuple[Callable[[Any], Any], tuple[Message, Message], str]] = [
+        (translate.stores, (one, other), "stores[1]"),
+        (translate.malls, (mall, mall), "malls[1]"),
+        (translate.catalogue, (sku, sku), "entries[1]"),
+        (translate_rules.policies, (policy, policy), "policies[1]"),
+    ]
+    for read, pair, field in reads:
+        with pytest.raises(InvalidInput) as caught:
+            read(pair)
+        assert caught.value.field == field
+        assert len(read(pair[:1])) == 1
 
 
 @pytest.mark.parametrize(
@@ -379,7 +399,14 @@ def test_the_nearest_bucket_differs_from_no_distance() -> None:
 @pytest.mark.parametrize("verdict", list(RedeemVerdict), ids=lambda verdict: verdict.slug)
 def test_no_sentence_has_a_gap(verdict: RedeemVerdict) -> None:
     answer = calls.RedeemAnswer(
-        verdict, at_ms=AT_MS, terminal_id=1, sku_id=2, store_id=3, store_name="店", review_id="1-1-1"
+        verdict,
+        at_ms=AT_MS,
+        terminal_id=1,
+        sku_id=2,
+        store_id=3,
+        store_name="店",
+        review_id="1-1-1",
+        proof_methods=("id_document",),
     )
     response = translate.redeem_response("r", answer)
     for sentence in (response.message_zh, response.message_en):
