@@ -90,9 +90,10 @@ class Failure(Enum):
     REUSED = "the request id came back with another body"
     UNAVAILABLE = "the store could not be asked"
     INVALID = "the request is malformed as things are"
+    FULL = "units left and found no room: they are in transit"
 
 
-REUSED, UNAVAILABLE, INVALID = Failure
+REUSED, UNAVAILABLE, INVALID, FULL = Failure
 
 
 @dataclass
@@ -1175,19 +1176,27 @@ class Model:
             for one in requests
         ]
 
+        # Asked before any unit leaves, for all of them at once.
+        full = [not self._has_room(one) for one in requests]
+
         def decide(going: list[int]) -> list[Any]:
-            outcomes = [self._depart(requests[n], *items[n]) for n in going]
+            outcomes = [self._depart(requests[n], *items[n], full=full[n]) for n in going]
             left = [n for n, one in enumerate(outcomes) if getattr(one, "event", None)]
             for n in left:
                 if cut == "in":
                     outcomes[n] = UNAVAILABLE
-                else:
-                    self._arrive(outcomes[n].event, requests[going[n]], done=cut != "done")
+                elif not self._arrive(outcomes[n].event, requests[going[n]], done=cut != "done"):
+                    outcomes[n] = FULL
             return outcomes
 
         return self._noted(items, decide)
 
-    def _depart(self, request: TransferRequest, scope: tuple[Any, ...], body: Any) -> Any:
+    def _has_room(self, request: TransferRequest) -> bool:
+        """Whether the units fit into the figure of the store that they go to."""
+        shelf = self.shelf(request.mall_id, request.to_store_id, request.sku_id)
+        return shelf.on_hand + request.amount <= limits.STOCK_MAX
+
+    def _depart(self, request: TransferRequest, scope: tuple[Any, ...], body: Any, *, full: bool) -> Any:
         mall, store, sku = request.mall_id, request.from_store_id, request.sku_id
         partition = self._partition_of_store(store)
         key = partition, *scope
@@ -1203,6 +1212,8 @@ class Model:
             return TransferAnswer(TransferVerdict.UNKNOWN_SKU, sku_id=sku)
         if entry.parts:
             return TransferAnswer(TransferVerdict.BUNDLE, sku_id=sku)
+        if full:
+            return TransferAnswer(TransferVerdict.ABOVE_LIMIT, sku_id=sku, store_id=request.to_store_id)
         shelf = self.shelf(mall, store, sku)
         if shelf.on_hand - shelf.reserved < request.amount:
             return TransferAnswer(TransferVerdict.STOCK_SHORT, self.figures(mall, store, sku), sku)
@@ -1215,8 +1226,11 @@ class Model:
         answer = TransferAnswer(TransferVerdict.TRANSFERRED, self.figures(mall, store, sku), sku, 0, event)
         return self._keep(key, body, answer)
 
-    def _arrive(self, departure: EventId, request: TransferRequest, *, done: bool = True) -> None:
+    def _arrive(self, departure: EventId, request: TransferRequest, *, done: bool = True) -> bool:
+        """The units come in, once; False where there is no room: they stay in transit."""
         if departure not in self.arrived:
+            if not self._has_room(request):
+                return False
             self.arrived.add(departure)
             store = request.to_store_id
             self._write(
@@ -1227,12 +1241,21 @@ class Model:
             self._book(request.mall_id, store, {request.sku_id: (request.amount, 0)})
         if done:
             self.transit.pop(departure, None)
+        return True
 
     # --- the sweep ------------------------------------------------------------------------------------------------
     def bring_in(self, departure: EventId) -> None:
         """The sweep found units in transit."""
         assert departure not in self.arrived, "arrived twice"
-        self._arrive(departure, self.transit[departure])
+        assert self._arrive(departure, self.transit[departure]), "arrived though there was no room"
+
+    def brought_in(self) -> None:
+        """The sweep has brought in all that it could: only what has no room is still in transit."""
+        for departure in list(self.transit):
+            assert departure in self.arrived or not self._has_room(self.transit[departure])
+            if departure in self.arrived:
+                # What was cut off before it was done has arrived before.
+                del self.transit[departure]
 
     def expire(self, uid: bytes) -> None:
         """The sweep ended a code: its time must be over."""

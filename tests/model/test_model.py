@@ -48,11 +48,12 @@ from engine.calls import (
 )
 from engine.claims import Channel, Decision, EventId, Line, State, Suite, Terminal, TransferStep, Version
 from engine.deployment import Deployment
-from engine.errors import InvalidInput, PickgateError, RequestIdReused, StoreUnavailable
+from engine.errors import InvalidInput, PickgateError, RequestIdReused, StockFull, StoreUnavailable
 from engine.hours import Hours, Window
 from engine.policies import Policy, ProofMethod, Tiers
 from engine.state import events as parsing
 from engine.state.connection import Call, Connection
+from engine.state.due import Swept
 from engine.state.events import Event, EventType
 from engine.state.keys import partition_of_store
 from engine.state.server import EmbeddedDurability, EmbeddedServer
@@ -131,6 +132,7 @@ ERRORS: Final = {
     Failure.REUSED: RequestIdReused,
     Failure.UNAVAILABLE: StoreUnavailable,
     Failure.INVALID: InvalidInput,
+    Failure.FULL: StockFull,
 }
 NEVER_S: Final = 2**40
 PATIENCE_S: Final = 300.0
@@ -861,7 +863,10 @@ class Engine(RuleBasedStateMachine):
 
     @rule(process=process)
     def sweep(self, process: int) -> None:
-        swept = expiry.sweep(self.deployment(process))
+        try:
+            swept: Swept | None = expiry.sweep(self.deployment(process))
+        except StockFull:
+            swept = None  # units without room: all else was done
         expired = 0
         for partition, found in groupby(self.peek(), key=lambda event: event.id.partition):
             for event in found:
@@ -873,14 +878,12 @@ class Engine(RuleBasedStateMachine):
                     expired += 1
                 else:
                     assert event.type is EventType.TIER, (partition, event)
-        # What was cut off before it was done has arrived before.
-        assert self.model.transit.keys() <= self.model.arrived
-        self.model.transit.clear()
+        self.model.brought_in()
         there = read_store(self.opened[0]).records
         forgotten = [uid for uid in self.model.codes if uid not in there]
         for uid in forgotten:
             self.model.forget(uid)
-        assert (swept.expired, swept.forgotten) == (expired, len(forgotten))
+        assert swept is None or (swept.expired, swept.forgotten) == (expired, len(forgotten))
         assert self.model.overdue() == ([], [])
         self.compare()
 
@@ -1040,7 +1043,8 @@ def check_met(met: Counter[str], *, but: set[str]) -> None:
         "Transfer",
     ):
         assert met[f"{name}Verdict replayed"] > 0 or EXAMPLES <= MISSED_BELOW, name
-    assert all(met[failure.name] > 0 for failure in Failure if failure is not Failure.INVALID)
+    # Two that go to one shelf at its limit in one call: now and then.
+    assert all(met[failure.name] > 0 for failure in Failure if failure not in (Failure.INVALID, Failure.FULL))
 
 
 PHASES: Final = (Phase.explicit, Phase.reuse, Phase.generate)
