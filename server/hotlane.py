@@ -4,7 +4,7 @@ An ordinary handler costs each call a thread's hop, locks and several round trip
 takes whatever has arrived of the registered methods, hands it on as one batch (server.owners), and polls again. Draining waits
 for nothing but the queue, so the batches grow by themselves while the store is busy, and a call alone goes on at once.
 
-    arrival ─ bounds ─ message ─ sort ─ owner's queue ─ batch packed ─ store (the owner's thread waits)
+    arrival ─ bounds ─ message ─ sort ─ owner's queue ─ batch packed ─ store (on the owner's thread)
                                                       ─ batch unpacked ─ answers ─ completion, and the call is over
 
 It is the only file that uses grpcio's internals (`grpc._cython.cygrpc`, and `_cy_server` of a server), which nobody has promised
@@ -257,7 +257,7 @@ class Lane:
         False when the queue has been shut down, and nothing will come any more.
         """
         poll, owners = self._queue.poll, self._owners
-        event = poll(0 if owners.has_answers else self._unix_s() + bounds.REQUEST_LOOK_S)
+        event = poll(0 if owners.busy else self._unix_s() + bounds.REQUEST_LOOK_S)
         now_s = self._monotonic_s()
         taken = 0
         while event.tag is not None:
@@ -279,7 +279,10 @@ class Lane:
             event = poll(0)
         self._hand_on()
         owners.turn()
-        owners.answer(bounds.ANSWERED_AT_ONCE)
+        if owners.has_answers:
+            owners.answer(bounds.ANSWERED_AT_ONCE)
+        elif not taken:
+            owners.sort_ahead()
         if self._stopping and owners.idle:
             self._settled.set()
         return taken == bounds.DRAINED_AT_ONCE or bool(

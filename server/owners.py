@@ -1,14 +1,15 @@
 """Partition owners: who decides which calls of the hot lane, one batch at a time each.
 
-An owner is one server of the store, with the partitions that live there (engine.state.connection). It has a queue, and at most
-one batch in flight. While that waits for the store, on the owner's own thread, the next calls gather; when it comes
-back they are sorted, and the next batch goes out before the answers of this one are written. So the store is never idle while there is work, batches
+An owner is one server of the store, with the partitions that live there (engine.state.connection). It has a queue, a thread, and at
+most one batch in flight. While that waits for the store, the next calls gather; when it comes back the thread takes all that is in the
+queue and sends it, and only then is the first batch answered. So the store is never idle while there is work, batches
 grow with the load and vanish when there is none, and one slow owner stops only its own calls.
 
 Owners come with their first call: a cluster may grow a primary at any time. Calls that need several of them have an owner of their
 own (engine.state.connection.SEVERAL), so that the calls of each single one never wait for another.
 
-All but the waiting is done by one thread, the lane's, which drains the calls too: nothing here is locked.
+All else, draining, sorting and answering, is done by one thread, the lane's. It fills the queues at one end, the owner's thread takes
+from the other; what both look at twice has the owner's lock.
 """
 
 from __future__ import annotations
@@ -63,12 +64,10 @@ class _Flight:
 
     __slots__ = ("answered", "batch", "began_s", "error", "outcomes", "owner", "work")
 
-    def __init__(
-        self, owner: _Owner, batch: Sequence[tuple[Waiting, Any]], work: Work, began_s: float
-    ) -> None:
+    def __init__(self, owner: _Owner, batch: Sequence[tuple[Waiting, Any]], began_s: float) -> None:
         self.owner = owner
         self.batch = batch
-        self.work = work
+        self.work: Work | None = None
         self.began_s = began_s
         self.error: Exception | None = None
         self.outcomes: Iterator[Outcome] | None = None
@@ -77,37 +76,49 @@ class _Flight:
 
 
 class _Owner:
-    """One owner: its queue, its flight, and the thread that waits."""
+    """One owner: its queue, its flight, and the thread that sends and waits.
 
-    def __init__(self, number: int, landed: Callable[[_Flight], None]) -> None:
+    Args:
+        number: which one.
+        fly: decides a batch that is in the queue, on the owner's thread; False when there is none.
+    """
+
+    def __init__(self, number: int, fly: Callable[[_Owner], bool]) -> None:
         self.number = number
         self.queue: deque[tuple[Waiting, Any]] = deque()
-        self.flight: _Flight | None = None
+        """The lane's thread adds at the right end."""
+        self.lock = threading.Lock()
+        """Of taking from the queue, and of `idle`."""
+        self.idle = True
+        """Whether the thread waits to be woken."""
+        self.began_s: float | None = None
+        """When the batch in flight began; None while there is none."""
         self.batch_s = 0.0
         """How long a batch takes of late."""
-        self._landed = landed
-        self._flights: SimpleQueue[_Flight | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._wait, name=f"pickgate-owner-{number}", daemon=True)
+        self._fly = fly
+        self._wakes: SimpleQueue[bool] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"pickgate-owner-{number}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        self._flights.put(None)
+        self._wakes.put(False)
         if self._thread.is_alive():
             self._thread.join()
 
-    def send(self, flight: _Flight) -> None:
-        self.flight = flight
-        self._flights.put(flight)
+    def wake(self) -> None:
+        """See to it that what is in the queue is taken."""
+        with self.lock:
+            if not self.idle or not self.queue:
+                return
+            self.idle = False
+        self._wakes.put(True)
 
-    def _wait(self) -> None:
-        while (flight := self._flights.get()) is not None:
-            try:
-                flight.work.wait()
-            except Exception as error:
-                flight.error = error
-            self._landed(flight)
+    def _run(self) -> None:
+        while self._wakes.get():
+            while self._fly(self):
+                pass
 
 
 class Owners:
@@ -142,9 +153,11 @@ class Owners:
         self._unix_s = unix_s
         self._unsorted: deque[Waiting] = deque()
         self._back: deque[_Flight] = deque()
-        """Batches that have come back. The one thing that two threads touch."""
+        """Batches that have come back, from the owners' threads."""
+        self._overdue: deque[Waiting] = deque()
+        """Calls whose deadline had passed when an owner's thread took them."""
         self._answering: deque[_Flight] = deque()
-        self._owners = {number: _Owner(number, self._landed) for number in range(owners)}
+        self._owners = {number: _Owner(number, self._fly) for number in range(owners)}
         self._started = False
         # Statistics.
         self.waiting = 0
@@ -167,7 +180,7 @@ class Owners:
     def _owner(self, number: int) -> _Owner:
         owner = self._owners.get(number)
         if owner is None:
-            owner = _Owner(number, self._landed)
+            owner = _Owner(number, self._fly)
             if self._started:
                 owner.start()
             # Another mapping, since `stop` may go through this one.
@@ -191,26 +204,38 @@ class Owners:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Send every free owner its next batch; what has come meanwhile is sorted for that.
+        """Sort what has come, as far as that does not wait for more.
 
-        A batch costs something however small it is, so what comes while all are busy is sorted as one: when an owner is free, or
-        when it is as many as bounds.SORTED_AT_ONCE, and then no owner waits for that.
+        A sorting costs something however small it is, so what comes while all owners are busy is sorted as one: when an owner is free,
+        when it is as many as bounds.SORTED_AT_ONCE, or when there is nothing else to do (`sort_ahead`).
         """
-        self._send_all()
         while self._unsorted and (
-            len(self._unsorted) >= bounds.SORTED_AT_ONCE
-            or any(owner.flight is None for owner in self._owners.values())
+            len(self._unsorted) >= bounds.SORTED_AT_ONCE or any(owner.idle for owner in self._owners.values())
         ):
-            count = min(len(self._unsorted), limits.BATCH_MAX)
-            chunk = [self._unsorted.popleft() for _ in range(count)]
-            try:
-                results = self._sort(chunk)
-            except Exception as error:
-                # A defect of this file, and yet these calls have an answer.
-                _log.exception("sorting calls failed")
-                results = [(call, error) for call in chunk]
-            self._distribute(results)
-            self._send_all()
+            self._sort_some()
+
+    def sort_ahead(self) -> bool:
+        """Sort what has come, with nothing else to do; says whether there was anything."""
+        if not self._unsorted:
+            return False
+        self._sort_some()
+        return True
+
+    def _sort_some(self) -> None:
+        count = min(len(self._unsorted), limits.BATCH_MAX)
+        chunk = [self._unsorted.popleft() for _ in range(count)]
+        try:
+            results = self._sort(chunk)
+        except Exception as error:
+            # A defect of this file, and yet these calls have an answer.
+            _log.exception("sorting calls failed")
+            results = [(call, error) for call in chunk]
+        self._distribute(results)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do here without waiting: batches that have come back, calls that are not sorted."""
+        return bool(self._back or self._answering or self._unsorted)
 
     @property
     def has_answers(self) -> bool:
@@ -218,15 +243,16 @@ class Owners:
         return bool(self._back or self._answering)
 
     def turn(self) -> None:
-        """Take up the batches that have come back: the next ones go out, and these are ready to be answered."""
+        """Take up the batches that have come back, ready to be answered; if their owners have nothing to do, sort for them first."""
         while self._back:
             flight = self._back.popleft()
-            owner = flight.owner
-            owner.flight = None
-            took_s, known_s = self._monotonic_s() - flight.began_s, owner.batch_s
-            owner.batch_s = known_s + _BATCH_WEIGHT * (took_s - known_s) if known_s else took_s
+            self.sizes[len(flight.batch)] += 1
             self._answering.append(flight)
-            self._go_on()
+        self._go_on()
+        if self._overdue:
+            overdue = [self._overdue.popleft() for _ in range(len(self._overdue))]
+            self.expired += len(overdue)
+            self._hand_back([(call, TooLate()) for call in overdue])
 
     def answer(self, calls_max: int) -> None:
         """Answer some of the calls that have come back, the oldest batch first.
@@ -240,6 +266,7 @@ class Owners:
                 if flight.error is not None:
                     raise flight.error
                 if flight.outcomes is None:
+                    assert flight.work is not None
                     flight.outcomes = flight.work.outcomes()
                 done = [
                     (call, outcome)
@@ -254,7 +281,6 @@ class Owners:
             except Exception as error:
                 self._answering.popleft()
                 self._fail(flight.owner, flight.batch[flight.answered :], error)
-                self._send_all()
                 continue
             flight.answered += len(done)
             calls_max -= len(done)
@@ -272,8 +298,9 @@ class Owners:
         while self._unsorted and self._unsorted[0].came_s < before_s:
             late.append(self._unsorted.popleft())
         for owner in self._owners.values():
-            while owner.queue and owner.queue[0][0].came_s < before_s:
-                late.append(owner.queue.popleft()[0])
+            with owner.lock:
+                while owner.queue and owner.queue[0][0].came_s < before_s:
+                    late.append(owner.queue.popleft()[0])
         if late:
             self.late += len(late)
             error = Unavailable(
@@ -316,17 +343,22 @@ class Owners:
     def _distribute(self, results: Sequence[tuple[Waiting, Sorted | Outcome]]) -> None:
         done: list[tuple[Waiting, Outcome]] = []
         now_s, unix_s = self._monotonic_s(), self._unix_s()
+        filled: dict[int, _Owner] = {}
         for call, result in results:
             if not isinstance(result, Sorted):
                 self.expired += isinstance(result, TooLate)
                 done.append((call, result))
                 continue
-            owner = self._owner(result.owner)
+            owner = filled.get(result.owner)
+            if owner is None:
+                owner = filled[result.owner] = self._owner(result.owner)
             if self._expected_s(owner, now_s) > call.deadline_s - unix_s:
                 self.shed += 1
                 done.append((call, _CROWDED))
             else:
                 owner.queue.append((call, result.prepared))
+        for owner in filled.values():
+            owner.wake()
         self._hand_back(done)
 
     def _expected_s(self, owner: _Owner, now_s: float) -> float:
@@ -335,59 +367,60 @@ class Owners:
         By batches, not by calls: up to limits.BATCH_MAX of them take little longer than one, since most of it is the
         store's disk. A batch that takes longer than usual is expected to take as long again.
         """
-        flight = owner.flight
-        if flight is None:
+        began_s = owner.began_s
+        if began_s is None:
             return 0.0
         # No batch takes longer than the store's timeout: if it seems so, this process stood still.
-        batch_s = min(max(owner.batch_s, now_s - flight.began_s), limits.STORE_TIMEOUT_S)
+        batch_s = min(max(owner.batch_s, now_s - began_s), limits.STORE_TIMEOUT_S)
         return batch_s * (1 + len(owner.queue) // limits.BATCH_MAX)
 
-    # --- deciding ---------------------------------------------------------------------------------------------
-    def _send_all(self) -> None:
-        for owner in self._owners.values():
-            while owner.queue and owner.flight is None:
-                self._send(owner)
-
-    def _send(self, owner: _Owner) -> None:
-        """Send an owner its next batch: what waits there, of one method, the oldest first."""
-        batch = self._take(owner)
+    # --- deciding, on the owner's thread ----------------------------------------------------------------------
+    def _fly(self, owner: _Owner) -> bool:
+        """Decide a batch of what is in the queue; False, and the owner idle, when there is nothing."""
+        batch, overdue = self._take(owner)
+        if overdue:
+            self._overdue.extend(overdue)
+            self._wake(overdue[0])
         if not batch:
-            return
-        method = batch[0][0].method
+            return False
+        flight = _Flight(owner, batch, self._monotonic_s())
+        owner.began_s = flight.began_s
         try:
-            work = self._methods[method].begin(owner.number, [prepared for _, prepared in batch])
+            prepared = [prepared for _, prepared in batch]
+            flight.work = self._methods[batch[0][0].method].begin(owner.number, prepared)
+            flight.work.wait()
         except Exception as error:
-            self._fail(owner, batch, error)
-            return
-        self.sizes[len(batch)] += 1
-        owner.send(_Flight(owner, batch, work, self._monotonic_s()))
+            flight.error = error
+        took_s, known_s = self._monotonic_s() - flight.began_s, owner.batch_s
+        owner.batch_s = known_s + _BATCH_WEIGHT * (took_s - known_s) if known_s else took_s
+        owner.began_s = None
+        self._back.append(flight)
+        self._wake(batch[0][0])
+        return True
 
-    def _take(self, owner: _Owner) -> list[tuple[Waiting, Any]]:
+    def _take(self, owner: _Owner) -> tuple[list[tuple[Waiting, Any]], list[Waiting]]:
+        """What waits there, of one method, the oldest first; and what is too late for that."""
         unix_s = self._unix_s()
         queue = owner.queue
         batch: list[tuple[Waiting, Any]] = []
-        late: list[tuple[Waiting, Outcome]] = []
+        late: list[Waiting] = []
         others: list[tuple[Waiting, Any]] = []
-        while queue and len(batch) < limits.BATCH_MAX:
-            call, _ = pair = queue.popleft()
-            if call.deadline_s <= unix_s:
-                late.append((call, TooLate()))
-            elif not batch or (
-                call.method == batch[0][0].method and not call.alone and not batch[0][0].alone
-            ):
-                batch.append(pair)
-            else:
-                others.append(pair)
-        queue.extendleft(reversed(others))
-        self.expired += len(late)
-        self._hand_back(late)
-        return batch
+        with owner.lock:
+            while queue and len(batch) < limits.BATCH_MAX:
+                call, _ = pair = queue.popleft()
+                if call.deadline_s <= unix_s:
+                    late.append(call)
+                elif not batch or (
+                    call.method == batch[0][0].method and not call.alone and not batch[0][0].alone
+                ):
+                    batch.append(pair)
+                else:
+                    others.append(pair)
+            queue.extendleft(reversed(others))
+            owner.idle = not batch
+        return batch, late
 
-    def _landed(self, flight: _Flight) -> None:
-        """On an owner's thread: a batch has come back."""
-        self._back.append(flight)
-        self._wake(flight.batch[0][0])
-
+    # --- answering --------------------------------------------------------------------------------------------
     def _fail(self, owner: _Owner, batch: Sequence[tuple[Waiting, Any]], error: Exception) -> None:
         """A batch could not be decided: an error of ours is everybody's; after a defect each is decided alone.
 
@@ -399,7 +432,9 @@ class Owners:
         _log.error("deciding %d calls failed; deciding each alone", len(batch), exc_info=error)
         for call, _ in batch:
             call.alone = True
-        owner.queue.extendleft(reversed(batch))
+        with owner.lock:
+            owner.queue.extendleft(reversed(batch))
+        owner.wake()
 
     def _hand_back(self, done: Sequence[tuple[Waiting, Outcome]]) -> None:
         if done:

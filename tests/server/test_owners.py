@@ -360,12 +360,51 @@ def test_a_defect_of_the_owner_itself_leaves_it_working(
     with monkeypatch.context() as patch:
         patch.setattr(gates, "begin", fail)
         counter.send(b"0c", b"0d")
+        counter.wait_for(4)
     assert [type(outcome) for outcome in counter.outcomes.values()] == [ZeroDivisionError] * 4
     counter.send(b"0after")
     counter.wait_for(5)
     assert counter.outcomes[b"0after"] == b"0after!"
     assert counter.owners.waiting == 0
     assert "of its own" in caplog.text
+
+
+def test_the_next_batch_goes_out_whatever_the_lane_is_at(make: Make) -> None:
+    gates = Gates(1)
+    counter = make(gates)
+    gates.gates[0].clear()
+    counter.send(b"0first")
+    assert gates.deciding[0].wait(10)
+    counter.send(b"0sorted")
+    assert counter.owners.sort_ahead()
+    assert not counter.owners.sort_ahead()
+    counter.send(b"0not yet")
+    gates.gates[0].set()
+    # Nobody takes up what has come back.
+    wait_until(lambda: len(gates.batches) == 2, "the owner's thread goes on by itself")
+    assert counter.outcomes == {}
+    counter.wait_for(3)
+    assert [batch for _, batch in gates.batches] == [[b"0first"], [b"0sorted"], [b"0not yet"]]
+    assert counter.owners.sizes == {1: 3}
+
+
+def test_a_call_that_is_late_in_the_queue_is_told_by_the_lane(make: Make) -> None:
+    """And the owner that found nothing else there takes the next."""
+    gates = Gates(1)
+    counter = make(gates)
+    gates.gates[0].clear()
+    counter.send(b"0first")
+    assert gates.deciding[0].wait(10)
+    counter.send(b"0hasty", deadline_s=counter.unix() + 1)
+    assert counter.owners.sort_ahead()
+    counter.unix.now_s += 2
+    gates.gates[0].set()
+    counter.wait_for(2)
+    assert isinstance(counter.outcomes[b"0hasty"], TooLate)
+    counter.send(b"0next")
+    counter.wait_for(3)
+    assert counter.outcomes[b"0next"] == b"0next!"
+    assert counter.owners.expired == 1
 
 
 def test_answers_go_out_a_few_at_a_time_and_the_next_batch_before_them(make: Make) -> None:
