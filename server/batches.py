@@ -42,10 +42,9 @@ class Method(Protocol):
         """
 
     def begin(self, owner: int, batch: Sequence[Any]) -> Work:
-        """Make ready to decide what was sorted to `owner`, at most limits.BATCH_MAX, in order; on the owner's thread, and without waiting
-        for anything.
+        """Make ready to decide what was sorted to `owner`, at most limits.BATCH_MAX, in order.
 
-        Raises PickgateError for all of them.
+        On the owner's thread, and without waiting for anything. Raises PickgateError for all of them.
         """
 
 

@@ -263,7 +263,7 @@ class Lane:
         while event.tag is not None:
             tag = event.tag
             if tag is _WAKE:
-                # A batch is back: the next goes out before anything else is done.
+                # A batch is back. Its owner goes on with what is sorted; if that was all, the rest is sorted before anything else.
                 owners.turn()
             elif type(tag) is _Ask:
                 self._arrived(event, tag, now_s)

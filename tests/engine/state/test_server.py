@@ -609,9 +609,24 @@ def test_wrong_options(tmp_path: Path, options: dict[str, object], field: str) -
     assert isinstance(caught.value, PickgateError)
 
 
+def test_a_rewrite_of_the_file_gives_way_to_the_calls(make_store: StoreFactory) -> None:
+    with client_of(make_store()) as client:
+        client.mset({f"k{n}": b"v" for n in range(1_000)})
+        client.config_set("rdb-key-save-delay", 5_000)  # microseconds: it would be over before anybody looks
+        pid = client.info("server")["process_id"]
+        client.bgrewriteaof()
+
+        def niceness() -> list[int]:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            return [os.getpriority(os.PRIO_PROCESS, int(child)) for child in children]
+
+        until(lambda: niceness() == [store_server.REWRITE_NICE], "the child has a lower priority")
+        assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
 def test_log_is_bounded(make_store: StoreFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_server, "LOG_BYTES_MAX", 10_000)
-    monkeypatch.setattr(store_server, "LOG_LOOK_S", 0.02)
+    monkeypatch.setattr(store_server, "LOG_LOOKS", 1)
     server = make_store()
     with server.log_path.open("ab") as log:
         log.write(b"filler\n" * 2_000)
