@@ -6,6 +6,7 @@ the contract says is not good enough here, since the server that answered the ca
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,8 @@ PAGE: Final = 5_000
 """Events read at once."""
 BUCKETS: Final = 256
 """Hash buckets read at once."""
+LEDGER_MADE_S_MAX: Final = 30.0
+"""How long a server's ledger may take to be there, on a machine that does other things."""
 
 _STATES: Final = {
     CodeState.LIVE: audit.State.LIVE,
@@ -148,16 +151,20 @@ class Behind:
     """The embedded store that runs on a data folder and the ledger that is written beside it: how far each has come. For one thread."""
 
     def __init__(self, data_dir: Path) -> None:
-        """Raises engine.errors.PickgateError when one of them is not there."""
+        """Raises engine.errors.PickgateError when one of them is not there, the ledger not within LEDGER_MADE_S_MAX."""
         self._deployment = Deployment.open(running_url(data_dir), unlock=None, durability=Durability.FSYNC)
         try:
-            self._ledger = Ledger.open(
-                database.sqlite_url(data_dir / "ledger.sqlite3"),
-                deployment_id=self._deployment.constants.deployment_id,
-            )
+            self._ledger = self._open_ledger(data_dir / "ledger.sqlite3")
         except BaseException:
             self._deployment.close()
             raise
+
+    def _open_ledger(self, path: Path) -> Ledger:
+        # A new server serves before the process beside it has made the ledger.
+        give_up_s = time.monotonic() + LEDGER_MADE_S_MAX
+        while not path.exists() and time.monotonic() < give_up_s:
+            time.sleep(0.02)
+        return Ledger.open(database.sqlite_url(path), deployment_id=self._deployment.constants.deployment_id)
 
     def close(self) -> None:
         """Close both."""

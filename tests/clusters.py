@@ -142,6 +142,11 @@ class ClusterServers:
         """The cluster's address, naming every server."""
         return "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in self.ports)
 
+    @property
+    def urls(self) -> list[str]:
+        """Every server's own address."""
+        return [server.url for server in self.servers]
+
     def empty(self) -> None:
         """Forget everything but the slots."""
         for number in range(len(self.servers)):

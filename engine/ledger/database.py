@@ -7,15 +7,10 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
@@ -24,8 +19,8 @@ from engine.errors import ConfigError, Exhausted, LedgerUnavailable, SetupError
 BUSY_TIMEOUT_S: Final = 10
 """How long a statement waits for another writer of the same SQLite file."""
 CONNECT_TIMEOUT_S: Final = 5
-_MIGRATING: Final = 7425_0001
-"""Key of the PostgreSQL advisory lock under which migrations run: any number that no other application uses in this database."""
+REVISION: Final = "0007"
+"""Of the tables that this version reads and writes: the newest of engine.ledger.migrations."""
 _QUERY_CANCELED: Final = "57014"
 """PostgreSQL, appendix A: query_canceled."""
 _STEPS_BETWEEN_LOOKS: Final = 20_000
@@ -213,33 +208,18 @@ def raw(value: bytes | memoryview | str) -> bytes:
     return value.encode(errors="surrogateescape") if isinstance(value, str) else bytes(value)
 
 
-def config(connection: Connection) -> Config:
-    """Alembic's configuration over an open connection: nothing is read from a file."""
-    made = Config()
-    made.set_main_option("script_location", str(resources.files("engine.ledger").joinpath("migrations")))
-    made.set_main_option("path_separator", "os")
-    made.attributes["connection"] = connection
-    return made
-
-
 def _migrate(engine: Engine) -> None:
     with translated(), engine.connect() as connection:
-        script = ScriptDirectory.from_config(config(connection))
-        if _revision(connection) == script.get_current_head():
+        if revision(connection) == REVISION:
             return
-    # Two processes may open a new ledger at once: the second waits for the first, then finds nothing to do.
-    with writing(engine) as connection:
-        if connection.dialect.name != "sqlite":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATING})
-        known = {revision.revision for revision in script.walk_revisions()}
-        revision = _revision(connection)
-        if revision is not None and revision not in known:
-            raise SetupError(
-                f"the ledger has tables of version {revision}, which this version of pickgate does not know: use the newer one",
-                field="ledger_url",
-            )
-        command.upgrade(config(connection), "head")
+    # Only now: a process that finds its tables up to date, as nearly all do, has no use for what makes them.
+    from engine.ledger import migrating
+
+    migrating.migrate(engine)
 
 
-def _revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
+def revision(connection: Connection) -> str | None:
+    """Of the tables, as Alembic keeps it; None where there are none."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()

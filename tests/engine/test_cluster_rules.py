@@ -23,6 +23,7 @@ from tests.engine import (
     test_tiers,
     test_transfers,
 )
+from tests.engine.contents import Furnished
 from tests.engine.shop import Clock, Shop
 
 MODULES: Final = (
@@ -49,17 +50,15 @@ def _tests(module: ModuleType) -> list[Callable[[Shop], None]]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterServers]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Furnished]:
     with ClusterServers(tmp_path_factory.mktemp("cluster")) as made:
-        yield made
+        yield Furnished(made.url, made.urls, made.empty)
 
 
 @pytest.fixture
-def cluster_shop(cluster: ClusterServers, clock: Clock) -> Iterator[Shop]:
-    cluster.empty()
-    shops.create(cluster.url, clock)
+def cluster_shop(cluster: Furnished, clock: Clock) -> Iterator[Shop]:
+    cluster.renew()
     with shops.open_deployment(cluster.url, clock) as deployment:
-        shops.furnish(deployment)
         yield Shop(deployment, cluster.url, clock)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,23 @@ from loadtests.stacks import Ours
 from loadtests.supply import Supply
 
 
-@pytest.fixture
-def target(tmp_path: Path) -> object:
-    with Ours(tmp_path / "stack", tcp=False) as stack, Supply(stack.address) as supply:
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ours]:
+    """Shared by the rushes of this file: there are goods for many more."""
+    with Ours(tmp_path_factory.mktemp("stack"), tcp=False) as started, Supply(started.address) as supply:
         supply.furnish()
-        yield stack.address
-        assert stack.audit([], None).findings == []
+        yield started
+
+
+@pytest.fixture
+def target(stack: Ours) -> Iterator[str]:
+    yield stack.address
+    assert stack.audit([], None).findings == []
 
 
 def test_a_rush_of_two_processes_and_its_report(target: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    check = Rush(target, output, users=16, seconds=8, processes=2).run()
+    check = Rush(target, output, users=16, seconds=5, processes=2).run()
     assert check.passed, check.found
     rows = {row[0]: int(row[1]) for row in Rush(target, output).rows()}
     assert {"Issue", "Render", "Redeem", "Aggregated"} <= set(rows)
@@ -48,7 +55,7 @@ def test_a_threshold_that_is_passed_fails_the_run(
         f"from loadtests import bounds\n\nbounds.{name} = {value}\nfrom loadtests.locustfile import *\n"
     )
     monkeypatch.setattr(rush, "LOCUSTFILE", tight)
-    check = Rush(target, tmp_path / "out", users=8, seconds=4, processes=1).run()
+    check = Rush(target, tmp_path / "out", users=8, seconds=2, processes=1).run()
     assert check.failed
     assert part in check.found
 
@@ -66,13 +73,13 @@ def test_an_unexpected_verdict_fails_the_run(
         "locustfile.SKUS = 9\n"
     )
     monkeypatch.setattr(rush, "LOCUSTFILE", wrong)
-    check = Rush(target, tmp_path / "out", users=6, seconds=4, processes=1).run()
+    check = Rush(target, tmp_path / "out", users=6, seconds=2, processes=1).run()
     assert check.failed
     assert "unexpected verdict" in check.found
 
 
 def test_nobody_at_the_target_fails_the_run(tmp_path: Path) -> None:
-    check = Rush(f"unix:{tmp_path / 'nobody'}", tmp_path / "out", users=6, seconds=3, processes=1).run()
+    check = Rush(f"unix:{tmp_path / 'nobody'}", tmp_path / "out", users=6, seconds=1, processes=1).run()
     assert check.failed
     assert "failed" in check.found or "only" in check.found
 
@@ -84,4 +91,4 @@ def test_a_locustfile_that_is_broken_says_so(tmp_path: Path, monkeypatch: pytest
     broken.write_text("raise RuntimeError('broken for the test')\n")
     monkeypatch.setattr(rush, "LOCUSTFILE", broken)
     with pytest.raises(RushFailed, match="broken for the test"):
-        Rush("unix:/nowhere", tmp_path / "out", users=6, seconds=3, processes=1).run()
+        Rush("unix:/nowhere", tmp_path / "out", users=6, seconds=1, processes=1).run()

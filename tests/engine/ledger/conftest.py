@@ -10,7 +10,7 @@ import pytest
 from alembic import command
 from sqlalchemy import Connection, Engine
 
-from engine.ledger import database
+from engine.ledger import database, migrating
 from engine.ledger.ledger import Ledger
 from engine.ledger.writer import Writer
 from engine.state.streams import Streams
@@ -99,7 +99,7 @@ def migrate_from(ledger_url: str) -> Iterator[Callable[[str, Callable[[Connectio
             engine = database.connect(ledger_url, create=True)
         opened.append(engine)
         with database.writing(engine) as connection:
-            command.upgrade(database.config(connection), revision)
+            command.upgrade(migrating.config(connection), revision)
             fill(connection)
         opened.append(database.connect(ledger_url, create=True))
         return opened[-1]

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from engine.errors import ConfigError, DeploymentMismatch, Exhausted, LedgerUnavailable, SetupError
-from engine.ledger import database
+from engine.ledger import database, migrating
 from engine.ledger.ledger import Ledger
 from engine.ledger.tables import METADATA
 
@@ -34,6 +35,8 @@ def test_migrations_make_the_tables_that_the_code_has(ledger_url: str) -> None:
             connection, opts={"compare_type": True, "include_name": is_no_part_of_another}
         )
         assert compare_metadata(context, METADATA) == []
+        script = ScriptDirectory.from_config(migrating.config(connection))
+        assert context.get_current_revision() == script.get_current_head() == database.REVISION
 
 
 def test_opening_again_finds_the_same_ledger(ledger_url: str) -> None:
