@@ -9,6 +9,8 @@ PYTHON ?= python3
 PICKGATE_BUILD ?= release
 ARGS ?=
 export PICKGATE_BUILD
+# Images for containers often set it. The tests start some hundred processes: all would compile the same sources again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # By another name: a recipe line that names MAKE itself runs even under `make -n`.
 REBUILD := $(MAKE)
@@ -92,11 +94,15 @@ postgres: ## Install Debian's PostgreSQL for the ledger's tests, unless there is
 demo: setup ## Issue, show, scan and redeem codes on a real store and server; prints the table
 	@$(PY) examples/demo.py
 
+# One worker more than cores: one of them mostly waits, for a disk, for a bound to pass, for a code to grow stale.
+TEST_WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
+PYTEST_PARALLEL := $(PY) -m pytest -n $(TEST_WORKERS) --dist worksteal
+
 test: setup ## All tests (the long ones in their short form)
-	@$(PY) -m pytest -n auto $(ARGS)
+	@$(PYTEST_PARALLEL) $(ARGS)
 
 soak: setup ## All tests in their long form
-	@PICKGATE_SOAK=1 $(PY) -m pytest -n auto $(ARGS)
+	@PICKGATE_SOAK=1 $(PYTEST_PARALLEL) $(ARGS)
 
 bench: setup ## Benchmarks: ratios in one run; without ARGS, a million live codes besides, kept and lost (some minutes)
 	@status=0; $(PY) -m tests.bench $(ARGS) || status=$$?; \

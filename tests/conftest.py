@@ -23,6 +23,14 @@ settings.load_profile("soak" if os.environ.get("PICKGATE_SOAK") == "1" else "sho
 
 StoreFactory = Callable[..., EmbeddedServer]
 
+LONGEST = ("test_demo.py", "test_readme.py", "test_model.py")
+"""Files whose tests take most of a minute each, though they mostly wait."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest tests be begun first: begun last, they would keep one worker busy while all others have nothing left."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def store_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

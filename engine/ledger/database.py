@@ -19,7 +19,7 @@ from engine.errors import ConfigError, Exhausted, LedgerUnavailable, SetupError
 BUSY_TIMEOUT_S: Final = 10
 """How long a statement waits for another writer of the same SQLite file."""
 CONNECT_TIMEOUT_S: Final = 5
-REVISION: Final = "0007"
+REVISION: Final = "0008"
 """Of the tables that this version reads and writes: the newest of engine.ledger.migrations."""
 _QUERY_CANCELED: Final = "57014"
 """PostgreSQL, appendix A: query_canceled."""
