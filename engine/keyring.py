@@ -735,6 +735,11 @@ class Keys:
         self._maker_of(Purpose.TERMINAL)
         return self._prfs[Purpose.TERMINAL].maker
 
+    @property
+    def newest_terminal_generation(self) -> int:
+        """The same; 0 where there is none."""
+        return self._prfs[Purpose.TERMINAL].maker
+
     def terminal_prf(self, generation: int) -> Prf | None:
         """Function that derives the terminals' secrets of a generation; None when that key is not usable (any more)."""
         return self._prfs[Purpose.TERMINAL].by_generation.get(generation)

@@ -29,11 +29,12 @@ import os
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from enum import Enum
 from typing import Final, NamedTuple
 
 from engine.control import Control
-from engine.errors import Exhausted, InvalidInput, Unauthenticated
+from engine.errors import Exhausted, InvalidInput, StaleControl, Unauthenticated
 from engine.keyring import Keys
 from engine.terminals import Key, Terminal
 from engine.wrapping import Random, exactly
@@ -67,13 +68,15 @@ class Sealed(NamedTuple):
     """What the answer to a sealed request needs."""
 
     terminal: Key
+    number: int
+    """Of the secret."""
     path: bytes
     secret: bytes
     nonce: bytes
     tag: bytes
 
     def __repr__(self) -> str:
-        return f"Sealed({self.terminal}, {self.path!r})"
+        return f"Sealed({self.terminal}, {self.number}, {self.path!r})"
 
 
 class Opened(NamedTuple):
@@ -104,7 +107,7 @@ def seal_request(
     enc, mac = _keys(secret, nonce, LABEL_REQUEST, path)
     sealed = head + sm4_ctr(enc, _ZERO_BLOCK, body)
     tag = hmac_sm3(mac, sealed)
-    return sealed + tag, Sealed(terminal, path, secret, nonce, tag)
+    return sealed + tag, Sealed(terminal, number, path, secret, nonce, tag)
 
 
 def seal_answer(request: Sealed, body: bytes, random: Random = os.urandom) -> bytes:
@@ -148,7 +151,7 @@ class Opener:
         """The body of a request to a method.
 
         Raises InvalidInput for what is no envelope, Unauthenticated for one that does not open, is not of now or was here before,
-        Exhausted when too many are remembered, StaleControl, KeyringLocked.
+        Exhausted when too many are remembered, StaleControl (also for a secret that this process has not heard of yet), KeyringLocked.
         """
         try:
             return self._open(path, envelope)
@@ -164,11 +167,11 @@ class Opener:
         _, mall_id, store_id, terminal_id, number, time_ms, nonce = _HEAD.unpack_from(envelope)
         terminal = (mall_id, store_id, terminal_id)
         copy = self._control.copy()
-        secret, known = _secret(copy.usable_keys(), copy.terminals, terminal, number)
+        secret, standing = _secret(copy.usable_keys(), copy.terminals.get(terminal), terminal, number)
         enc, mac = _keys(secret, nonce, LABEL_REQUEST, path)
         sealed, tag = envelope[:-TAG_BYTES], envelope[-TAG_BYTES:]
         fits = hmac.compare_digest(tag, hmac_sm3(mac, sealed))
-        if not (fits and known):
+        if not fits or standing is _Standing.NONE:
             raise Unauthenticated(_REFUSED)
         # Only now, to one that has the secret, is anything said about it.
         now_ms = self._now_ms()
@@ -177,9 +180,14 @@ class Opener:
                 f"the sealed request is of another time: {abs(time_ms - now_ms) / 1000:.0f} s "
                 f"{'ahead of' if time_ms > now_ms else 'behind'} the server, at most {TIME_S_MAX} s are let pass; set the clock"
             )
+        if standing is _Standing.NEWER:
+            # Nobody has such a secret but one whom another process gave it.
+            raise StaleControl(
+                "this process does not know of the terminal's new secret yet: seal it anew and retry with the same request id"
+            )
         self._remember((terminal, nonce), now_ms)
         body = sm4_ctr(enc, _ZERO_BLOCK, sealed[_HEAD.size :])
-        return Opened(body, Sealed(terminal, path, secret, nonce, tag))
+        return Opened(body, Sealed(terminal, number, path, secret, nonce, tag))
 
     def _remember(self, key: tuple[Key, bytes], now_ms: int) -> None:
         # What was seen twice TIME_S_MAX ago is too old by its own time, whatever that was.
@@ -194,14 +202,26 @@ class Opener:
             self._seen[key] = now_ms
 
 
-def _secret(keys: Keys, terminals: Mapping[Key, Terminal], terminal: Key, number: int) -> tuple[bytes, bool]:
-    """The secret that an envelope names, and whether it counts; of one that does not, a stand-in, so that both take as long."""
-    entry = terminals.get(terminal)
+class _Standing(Enum):
+    """Of a secret that an envelope names."""
+
+    COUNTS = 1
+    NEWER = 2
+    """Later than the terminal's newest that is known here."""
+    NONE = 3
+
+
+def _secret(keys: Keys, entry: Terminal | None, terminal: Key, number: int) -> tuple[bytes, _Standing]:
+    """The secret that an envelope names, and what it is worth; of one that is nothing a stand-in, so that all take as long."""
     if entry is not None and entry.sm_number:
-        prf = keys.terminal_prf(entry.sm_generation)
+        generation = entry.secret_generation(number)
+        standing = _Standing.COUNTS if generation else _Standing.NONE
+        if entry.state == "active" and number > entry.sm_number:
+            generation, standing = keys.newest_terminal_generation, _Standing.NEWER
+        prf = keys.terminal_prf(generation or entry.sm_generation)
         if prf is not None:
-            return secret_of(prf, terminal, number), entry.state == "active" and number == entry.sm_number
-    return secret_of(_STAND_IN, terminal, number), False
+            return secret_of(prf, terminal, number), standing
+    return secret_of(_STAND_IN, terminal, number), _Standing.NONE
 
 
 _STAND_IN: Final = Prf(Suite.SM, os.urandom(32))

@@ -17,7 +17,7 @@ import hashlib
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from engine import limits
 from engine.entries import Entry, check_choice, check_id, check_number_of, check_text, check_whole
@@ -51,10 +51,12 @@ class Terminal(Entry):
     """One terminal.
 
     name: for people. invitation, invitation_until_s: digest of the token, and the unix second until which it is good; '' and 0
-    without one. key: digest of the public key that used it, '' while nobody has. certificates: thumbprints (SHA-256 of the DER,
-    hex) that count, the newest last; none: any of the CA's. certificate_until_s: when the newest ends. reason: of the last change.
-    sm_number: how often it was given a secret of the SM profile (engine.sm_profile), the last of which counts; 0: never.
-    sm_generation: of the key that this secret is derived by.
+    without one. key: digest of the public keys that used it, '' while nobody has. certificates: thumbprints (SHA-256 of the DER,
+    hex) that count, the newest last; none: any of the CA's; of one that enrolled for a secret alone `key`, which is no certificate's.
+    certificate_until_s: when the newest ends. reason: of the last change.
+    sm_number: of its newest secret of the SM profile (engine.sm_profile), counted from 1; 0: it never had one. sm_generation: of the
+    key that this secret is derived by. sm_before, sm_before_generation: the same of the secret that asked for it and counts on beside
+    it; 0 without one.
     """
 
     mall_id: int
@@ -70,6 +72,8 @@ class Terminal(Entry):
     reason: str = ""
     sm_number: int = 0
     sm_generation: int = 0
+    sm_before: int = 0
+    sm_before_generation: int = 0
 
     def __post_init__(self) -> None:
         check_id(self.mall_id, "mall_id")
@@ -79,8 +83,8 @@ class Terminal(Entry):
         check_text(self.name, "name", limits.NAME_CHARS_MAX, chars_min=0)
         check_text(self.reason, "reason", limits.REASON_CHARS_MAX, chars_min=0)
         check_whole(self.invitation_until_s, "invitation_until_s", 0, limits.EXPIRES_AT_S_MAX)
-        check_whole(self.sm_number, "sm_number", 0, limits.ID_MAX)
-        check_whole(self.sm_generation, "sm_generation", 0, limits.ID_MAX)
+        for name in ("sm_number", "sm_generation", "sm_before", "sm_before_generation"):
+            check_whole(getattr(self, name), name, 0, limits.ID_MAX)
         check_number_of(self.certificates, "certificates", 0, CERTIFICATES_KEPT)
         for digest in (self.invitation, self.key, *self.certificates):
             check_digest(digest, "digest", optional=True)
@@ -98,6 +102,13 @@ class Terminal(Entry):
     def admits(self, thumbprint: str) -> bool:
         """Whether it may ask, with this certificate."""
         return self.state == "active" and (not self.certificates or thumbprint in self.certificates)
+
+    def secret_generation(self, number: int) -> int:
+        """Generation of the key that derives its secret of this number; 0 for one that does not count."""
+        if self.state != "active" or not number:
+            return 0
+        kept = {self.sm_before: self.sm_before_generation, self.sm_number: self.sm_generation}
+        return kept.get(number, 0)
 
 
 def check_digest(value: str, field: str, *, optional: bool = False) -> None:
@@ -122,6 +133,13 @@ class Issued(NamedTuple):
     until_s: int
 
 
+class Secret(NamedTuple):
+    """A secret of the SM profile that is about to be given out: digest of the SM2 key that it is for, and who derives it."""
+
+    key: str
+    generation: int
+
+
 def invite(terminal: Terminal) -> Change:
     """A new invitation, as `terminal` has it. What the terminal has goes on until somebody enrols with it, unless it was revoked."""
 
@@ -143,21 +161,40 @@ def invite(terminal: Terminal) -> Change:
     return change
 
 
-def enrol(token: str, issued: Issued, now_s: int) -> Change:
-    """Use an invitation. Raises Unauthenticated, for whatever is wrong, with one answer."""
+def enrol(token: str, now_s: int, issued: Issued | None, secret: Secret | None) -> Change:
+    """Use an invitation for a certificate, a secret, or both; what it had before counts no more.
+
+    Raises Unauthenticated, for whatever is wrong, with one answer.
+    """
+    keys = [given.key for given in (issued, secret) if given is not None]
+    key = keys[0] if len(keys) == 1 else digest_of("".join(keys).encode())
 
     def change(present: Terminal | None) -> Terminal:
-        check_invitation(present, token, issued.key, now_s)
+        check_invitation(present, token, key, now_s)
         assert present is not None
         return replace(
             present,
             state="suspended" if present.state == "suspended" else "active",
-            key=issued.key,
-            certificates=(issued.thumbprint,),
-            certificate_until_s=issued.until_s,
+            key=key,
+            certificates=(key if issued is None else issued.thumbprint,),
+            certificate_until_s=0 if issued is None else issued.until_s,
+            **_next_secret(present, 0 if secret is None else secret.generation),
         )
 
     return change
+
+
+def _next_secret(present: Terminal, generation: int) -> dict[str, Any]:
+    """Fields of one whose secrets of before count no more: a number that was given once is never given again. generation 0: none."""
+    if not generation and not present.sm_number:
+        return {}
+    # Without a secret the number is of one that nobody has.
+    return {
+        "sm_number": present.sm_number + 1,
+        "sm_generation": generation or present.sm_generation,
+        "sm_before": 0,
+        "sm_before_generation": 0,
+    }
 
 
 def check_invitation(present: Terminal | None, token: str, key: str | None, now_s: int) -> None:
@@ -188,22 +225,17 @@ def rotate(thumbprint: str, issued: Issued) -> Change:
     return change
 
 
-def enrol_sm(key: Key, generation: int) -> Change:
-    """Give it the next secret of the SM profile, derived by the keyring's terminal key of `generation`; the one before counts no more.
-
-    Raises InvalidInput for one that is invited, suspended or revoked: making it active would let its earlier certificates count.
-    """
+def rotate_secret(number: int, generation: int) -> Change:
+    """A new secret for one that asks with its secret of that number, which counts on beside it: until the next rotation."""
 
     def change(present: Terminal | None) -> Terminal:
-        if present is not None and present.state != "active":
-            raise InvalidInput(
-                f"the terminal is {present.state}; only an active one, or one without an entry, gets a secret: let it enrol, or"
-                " resume it",
-                field="terminal",
-            )
-        if present is None:
-            present = Terminal(*key)
-        return replace(present, state="active", sm_number=present.sm_number + 1, sm_generation=generation)
+        before = 0 if present is None else present.secret_generation(number)
+        if present is None or not before:
+            raise Unauthenticated("the terminal's secret counts no more: enrol it")
+        return replace(
+            present,
+            **_next_secret(present, generation) | {"sm_before": number, "sm_before_generation": before},
+        )
 
     return change
 
@@ -228,12 +260,10 @@ def set_state(key: Key, state: Literal["active", "suspended", "revoked"], reason
             )
         if state == "suspended" and present.state == "revoked":
             raise InvalidInput("the terminal is revoked, which is more than suspended", field="terminal")
-        ended: dict[str, str | int] = {}
+        ended: dict[str, Any] = {}
         if state == "revoked":
-            ended = {"invitation": "", "invitation_until_s": 0}
-            if present.sm_number:
-                # One that nobody has: what it had must not open again when it is invited anew.
-                ended["sm_number"] = present.sm_number + 1
-        return replace(present, state=state, reason=reason, **ended)  # type: ignore[arg-type]
+            # What it had must not open again when it is invited anew.
+            ended = {"invitation": "", "invitation_until_s": 0, **_next_secret(present, 0)}
+        return replace(present, state=state, reason=reason, **ended)
 
     return change

@@ -222,7 +222,7 @@ class Gate:
         """Whether a certificate may be the next one of an active terminal, of which the copy has not heard yet. Lets nobody in."""
         return (
             entry.state == "active"
-            and caller.certificate_until_s > entry.certificate_until_s
+            and 0 < entry.certificate_until_s < caller.certificate_until_s
             and self._unix_s() - caller.since_s < _NEW_S
         )
 

@@ -159,8 +159,8 @@ TABLE: Final[Mapping[str, Mapping[Role, Scope]]] = MappingProxyType(
 )
 """By "Service.Method"."""
 
-ANYBODY: Final = frozenset({"TerminalService.EnrolTerminal"})
-"""Methods whose request itself proves who asks."""
+ANYBODY: Final = frozenset({"TerminalService.EnrolTerminal", "TerminalService.RotateSecret"})
+"""Methods whose request itself proves who asks: by an invitation's token, by the secret that seals it."""
 
 _ACTOR_ASKED_FOR: Final = frozenset({"SearchAuditRequest"})
 """Requests whose `actor` is not who asks, but whose deeds are asked for."""

@@ -19,6 +19,7 @@ from engine import limits
 from engine.errors import PermissionDenied, PickgateError
 from engine.sm_profile import ENVELOPE_BYTES, MAGIC, MARK, Opened, Opener, Sealed, seal_answer
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
+from pickgate.v1 import terminal_service_pb2 as terminal_pb
 from server import services, statuses
 from server.handlers import Behaviour, WrappedHandlers
 
@@ -27,15 +28,16 @@ __all__ = ["MARK", "SealedHandlers", "Sealing", "quiet"]
 _QUIET: Final = "see the reason: a sealed call's errors say no more"
 _NOT_ITS_OWN: Final = "a sealed request must name the terminal that sealed it"
 _TERMINALS: Final[dict[bytes, type[Message]]] = {
-    f"/pickgate.v1.RedemptionService/{name}".encode(): kind
+    f"/pickgate.v1.{name}".encode(): kind
     for name, kind in (
-        ("Redeem", redemption_pb.RedeemRequest),
-        ("Inspect", redemption_pb.InspectRequest),
-        ("Reverse", redemption_pb.ReverseRequest),
-        ("RedeemBatch", redemption_pb.RedeemBatchRequest),
+        ("RedemptionService/Redeem", redemption_pb.RedeemRequest),
+        ("RedemptionService/Inspect", redemption_pb.InspectRequest),
+        ("RedemptionService/Reverse", redemption_pb.ReverseRequest),
+        ("RedemptionService/RedeemBatch", redemption_pb.RedeemBatchRequest),
+        ("TerminalService/RotateSecret", terminal_pb.RotateSecretRequest),
     )
 }
-"""The methods whose requests name terminals."""
+"""The methods whose requests name terminals that ask for themselves."""
 
 
 class Sealing:
@@ -79,11 +81,12 @@ def quiet(error: Exception) -> Exception:
     return told
 
 
-class _QuietContext:
-    """A call's context that keeps what its statuses would say of the request to itself."""
+class SealedContext:
+    """A sealed call's context, which keeps what its statuses would say of the request to itself."""
 
-    def __init__(self, context: grpc.ServicerContext) -> None:
+    def __init__(self, context: grpc.ServicerContext, sealed: Sealed) -> None:
         self._context = context
+        self.sealed = sealed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
@@ -122,8 +125,7 @@ class SealedHandlers(WrappedHandlers):
             except Exception as error:
                 context.abort_with_status(rpc_status.to_status(statuses.rich_status(statuses.tell(error))))
                 raise
-            return sealing.close(
-                opened.sealed, behaviour(opened.body, cast(grpc.ServicerContext, _QuietContext(context)))
-            )
+            inner = cast(grpc.ServicerContext, SealedContext(context, opened.sealed))
+            return sealing.close(opened.sealed, behaviour(opened.body, inner))
 
         return handle

@@ -21,6 +21,7 @@ from engine.deployment import Deployment
 from engine.errors import NotFound, PickgateError, UnknownMall
 from engine.policies import Policy
 from engine.proof import Provider
+from engine.sm_profile import Sealed
 from engine.stock_watch import StockWatches, Watch
 from pickgate.v1 import code_event_service_pb2 as event_pb
 from pickgate.v1 import code_service_pb2 as code_pb
@@ -42,6 +43,7 @@ _log = logging.getLogger(__name__)
 
 A = TypeVar("A")
 E = TypeVar("E", Policy, Provider)
+G = TypeVar("G")
 Q = TypeVar("Q", bound=Message)
 
 PACKAGE: Final = "pickgate.v1"
@@ -517,7 +519,11 @@ def handlers(
         if name in terminal_services.METHODS:
             asked = terminal_services.METHODS[name]
             return _handler(
-                partial(_terminal_answer, deployment, issuing, asked), asked.bytes_max, turns, may
+                partial(_terminal_answer, deployment, issuing, asked),
+                asked.bytes_max,
+                turns,
+                # A sealed call's context says by which secret (server.sealing).
+                lambda context: _Asks(may(context), getattr(context, "sealed", None)),
             )
         return _handler(partial(answer, deployment, METHODS[name]), METHODS[name].bytes_max, turns, may)
 
@@ -550,20 +556,31 @@ def _ledger_answer(
     return method.call(ledger_services.Desk(deployment, access, given), message).SerializeToString()
 
 
+class _Asks(NamedTuple):
+    """Who asks for something of a terminal."""
+
+    given: Grant | None
+    sealed: Sealed | None
+
+
 def _terminal_answer(
     deployment: Deployment,
     issuing: Issuing | None,
     method: terminal_services.TerminalMethod[Any],
     data: bytes,
-    given: Grant | None,
+    asks: _Asks,
 ) -> bytes:
     message = translate.parse(method.request, data, method.bytes_max)
-    roles.enter(given, message, deployment.control.store)
-    return method.call(terminal_services.Desk(deployment, issuing, given), message).SerializeToString()
+    roles.enter(asks.given, message, deployment.control.store)
+    desk = terminal_services.Desk(deployment, issuing, asks.given, asks.sealed)
+    return method.call(desk, message).SerializeToString()
 
 
 def _handler(
-    work_on: Callable[[bytes, Grant | None], bytes], bytes_max: int, turns: Turns, may: May
+    work_on: Callable[[bytes, G], bytes],
+    bytes_max: int,
+    turns: Turns,
+    may: Callable[[grpc.ServicerContext], G],
 ) -> grpc.RpcMethodHandler[bytes, bytes]:
     def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
         try:

@@ -1,4 +1,4 @@
-"""TerminalService: invitations, enrolment, certificates, states. As server.services: parse, translate, ask, translate back."""
+"""TerminalService: invitations, enrolment, certificates, secrets, states. As server.services: parse, translate, ask, translate back."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
 
-from engine import limits, terminals
+from engine import limits, sm_enrolment, terminals
 from engine.deployment import Deployment
 from engine.errors import InvalidInput, SetupError, Unauthenticated, UnknownMall
+from engine.sm_profile import Sealed
 from engine.state import sightings
 from engine.terminals import Key, Terminal
 from pickgate.v1 import terminal_service_pb2 as terminal_pb
@@ -24,11 +25,16 @@ Q = TypeVar("Q", bound=Message)
 
 
 class Desk(NamedTuple):
-    """What the methods need: the deployment, the CA if there is one, and what the caller may do, None where nobody is known."""
+    """What the methods need.
+
+    issuing: the CA, if there is one. given: what the caller may do, None where nobody is known. sealed: how the request was sealed in
+    the SM profile, None where it was not.
+    """
 
     deployment: Deployment
     issuing: Issuing | None
     given: Grant | None
+    sealed: Sealed | None = None
 
 
 class TerminalMethod(NamedTuple, Generic[Q]):
@@ -69,6 +75,7 @@ def _entries(desk: Desk, found: Sequence[Terminal]) -> list[terminal_pb.Terminal
             certificate_expires_at_ms=one.certificate_until_s * 1000,
             last_seen_ms=at_s * 1000,
             reason=one.reason,
+            sm_number=one.sm_number,
         )
         for one, at_s in zip(found, seen, strict=True)
     ]
@@ -130,21 +137,31 @@ def _enrol(desk: Desk, message: terminal_pb.EnrolTerminalRequest) -> Message:
     control = desk.deployment.control
     # Looked at before anything is signed: who has no invitation costs no signature. Whether it was used, the change says.
     terminals.check_invitation(control.copy().terminals.get(key), token, None, now_s)
-    signed = _signed(desk, message.csr_pem, key)
-    control.change_terminal(
+    public_key = message.sm_public_key
+    if not message.csr_pem and not public_key:
+        checks.refuse("csr_pem", "", "a request for a certificate; or an sm_public_key, or both")
+    if public_key:
+        sm_enrolment.check_public_key(public_key, "sm_public_key")
+    signed = _signed(desk, message.csr_pem, key) if message.csr_pem else None
+    secret = sm_enrolment.prepare(control, public_key, actor=_actor(key)) if public_key else None
+    issued = None if signed is None else signed.issued
+    entry = control.change_terminal(
         key,
-        terminals.enrol(token, signed.issued, now_s),
+        terminals.enrol(token, now_s, issued, secret),
         verb="enrol_terminal",
-        body=(signed.issued.thumbprint,),
-        # Another certificate each time: nothing to remember. The token's own key makes a repetition safe.
+        body=("" if issued is None else issued.thumbprint, "" if secret is None else secret.key),
+        # Another certificate or secret each time: nothing to remember. The token's own key makes a repetition safe.
         request_id=str(uuid.uuid4()),
         actor=_actor(key),
     )
-    return terminal_pb.EnrolTerminalResponse(
-        certificate_pem=signed.certificate_pem,
-        ca_pem=signed.ca_pem,
-        expires_at_ms=signed.issued.until_s * 1000,
-    )
+    response = terminal_pb.EnrolTerminalResponse()
+    if signed is not None:
+        response.certificate_pem, response.ca_pem = signed.certificate_pem, signed.ca_pem
+        response.expires_at_ms = signed.issued.until_s * 1000
+    if secret is not None:
+        response.sm_number = entry.sm_number
+        response.sm_sealed_secret = sm_enrolment.seal(control, entry, public_key)
+    return response
 
 
 def _rotate(desk: Desk, message: terminal_pb.RotateCertificateRequest) -> Message:
@@ -166,6 +183,32 @@ def _rotate(desk: Desk, message: terminal_pb.RotateCertificateRequest) -> Messag
         certificate_pem=signed.certificate_pem,
         ca_pem=signed.ca_pem,
         expires_at_ms=signed.issued.until_s * 1000,
+    )
+
+
+def _rotate_secret(desk: Desk, message: terminal_pb.RotateSecretRequest) -> Message:
+    key = _key(message.terminal)
+    request_id = checks.request_id(message.request_id)
+    # That the terminal which sealed it is the one it names, server.sealing has seen to.
+    if desk.sealed is None:
+        raise Unauthenticated(
+            "a terminal asks for its next secret under its present one: seal the request by the SM profile"
+        )
+    sm_enrolment.check_public_key(message.sm_public_key, "sm_public_key")
+    control = desk.deployment.control
+    secret = sm_enrolment.prepare(control, message.sm_public_key, actor=_actor(key))
+    entry = control.change_terminal(
+        key,
+        terminals.rotate_secret(desk.sealed.number, secret.generation),
+        verb="rotate_secret",
+        body=(secret.key,),
+        request_id=request_id,
+        actor=_actor(key),
+    )
+    return terminal_pb.RotateSecretResponse(
+        request_id=request_id,
+        sm_number=entry.sm_number,
+        sm_sealed_secret=sm_enrolment.seal(control, entry, message.sm_public_key),
     )
 
 
@@ -235,6 +278,7 @@ METHODS: Final[Mapping[str, TerminalMethod[Any]]] = {
     "TerminalService.InviteTerminal": TerminalMethod(terminal_pb.InviteTerminalRequest, _invite),
     "TerminalService.EnrolTerminal": TerminalMethod(terminal_pb.EnrolTerminalRequest, _enrol),
     "TerminalService.RotateCertificate": TerminalMethod(terminal_pb.RotateCertificateRequest, _rotate),
+    "TerminalService.RotateSecret": TerminalMethod(terminal_pb.RotateSecretRequest, _rotate_secret),
     "TerminalService.ListTerminals": TerminalMethod(terminal_pb.ListTerminalsRequest, _list),
     "TerminalService.SuspendTerminal": TerminalMethod(terminal_pb.SuspendTerminalRequest, _suspend),
     "TerminalService.ResumeTerminal": TerminalMethod(terminal_pb.ResumeTerminalRequest, _resume),

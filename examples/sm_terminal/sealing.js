@@ -33,9 +33,9 @@ function ctr(key, data) {
   return Buffer.from(data.map((byte, at) => byte ^ stream[at]))
 }
 
-// 1. The secret, from what `pickgate sm enrol` printed.
-function secretOf(enrolment, privateKey) {
-  const cipher = enrolment.sealed_secret.replace(/^04/, '')
+// 1. The secret, from what the server gave: sealedSecret, C1 | C3 | C2 in hex.
+function secretOf(sealedSecret, privateKey) {
+  const cipher = sealedSecret.replace(/^04/, '')
   const secret = Buffer.from(sm2.doDecrypt(cipher, privateKey, C1C3C2, { output: 'array' }))
   if (secret.length !== 32) throw new Error('the secret does not open: it is for another key, or was changed')
   return secret

@@ -1,19 +1,15 @@
-"""`pickgate sm`: secrets of the SM profile, given to terminals; worked on in the store itself, because they never cross the gRPC contract."""
+"""`pickgate sm`: a terminal gets its first secret of the SM profile."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import click
 from rich.console import Console as RichConsole
 
-from engine import sm_enrolment
-from server import opening
-from server.client import new_request_id
-from server.commands import parameters
-from server.console import Console, ask_passphrase, command
-from server.hardening import keep_memory_private
+from engine.errors import InvalidInput
+from engine.sm_enrolment import check_public_key
+from pickgate.v1 import terminal_service_pb2 as terminal_pb
+from server.commands.terminals import read_invitation
+from server.console import Console, command
 
 
 @click.group("sm")
@@ -22,49 +18,40 @@ def sm() -> None:
 
 
 @sm.command("enrol")
-@click.option("--mall", type=parameters.WHOLE_32, required=True)
-@click.option("--at-store", type=parameters.WHOLE_32, required=True, help="The terminal's store.")
-@click.option("--terminal", type=parameters.WHOLE_32, required=True)
+@click.argument("invitation")
 @click.option("--public-key", required=True, help="The terminal's SM2 key: 130 hex digits, 04, x, y.")
-@click.option("--passphrase-file", type=click.Path(path_type=Path))
-@click.option("--store", "store_url", metavar="URL")
-@click.option("--data-dir", type=click.Path(path_type=Path))
 @command
-def enrol(
-    console: Console,
-    mall: int,
-    at_store: int,
-    terminal: int,
-    public_key: str,
-    passphrase_file: Path | None,
-    store_url: str | None,
-    data_dir: Path | None,
-) -> None:
-    """Give a terminal its next secret, encrypted to its SM2 key; the one before counts no more within 5 s."""
-    keep_memory_private()
-    key = sm_enrolment.public_key(public_key)
-    settings = console.settings(data_dir=data_dir, store_url=store_url, passphrase_file=passphrase_file)
-    with (
-        opening.store(settings, share=True) as url,
-        opening.open_deployment(url, settings, os.environ, ask=ask_passphrase) as deployment,
-    ):
-        number, secret = sm_enrolment.give(
-            deployment.control, (mall, at_store, terminal), new_id=new_request_id
-        )
-    sealed = sm_enrolment.seal(key, secret).hex()
+def enrol(console: Console, invitation: str, public_key: str) -> None:
+    """Enrol a terminal with INVITATION for a secret: prints its number, and the secret encrypted to the terminal's SM2 key.
+
+    What the terminal had before, certificates too, counts no more within 5 s. If the answer is lost, the same command again is safe.
+    """
+    terminal, token = read_invitation(invitation)
+    try:
+        key = bytes.fromhex(public_key)
+    except ValueError:
+        raise InvalidInput(
+            "public-key is not hexadecimal; expected 130 hex digits: 04, x, y", field="public-key"
+        ) from None
+    check_public_key(key, "public-key")
+    request = terminal_pb.EnrolTerminalRequest(terminal=terminal, token=token, sm_public_key=key)
+    with console.client(console.settings()) as client:
+        response = client.call(client.terminals.EnrolTerminal, request)
+    sealed = response.sm_sealed_secret.hex()
 
     def show(rich: RichConsole) -> None:
         rich.print(
-            f"[bold green]ENROLLED[/]  terminal {terminal} of store {at_store}, mall {mall}; number {number}"
+            f"[bold green]ENROLLED[/]  terminal {terminal.terminal_id} of store {terminal.store_id}, mall {terminal.mall_id};"
+            f" number {response.sm_number}"
         )
         rich.print(f"  sealed_secret {sealed}", soft_wrap=True)
 
     console.emit(
         {
-            "mall_id": mall,
-            "store_id": at_store,
-            "terminal_id": terminal,
-            "number": number,
+            "mall_id": terminal.mall_id,
+            "store_id": terminal.store_id,
+            "terminal_id": terminal.terminal_id,
+            "number": response.sm_number,
             "sealed_secret": sealed,
         },
         show,

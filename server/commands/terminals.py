@@ -32,6 +32,18 @@ _INVITATION: Final = re.compile(
 )
 """What an invitation's QR code says: terminal, and token. All of it within a QR code's alphanumeric mode."""
 
+
+def read_invitation(text: str) -> tuple[types_pb.Terminal, str]:
+    """What an invitation says: the terminal and its token. Raises InvalidInput."""
+    match = _INVITATION.fullmatch(text.strip().upper())
+    ids = [int(part) for part in match.groups()[:3]] if match else [0]
+    if match is None or not all(1 <= one <= limits.ID_MAX for one in ids):
+        raise InvalidInput(
+            "the invitation is not understood; expected PGT-…, as `invite` shows it", field="invitation"
+        )
+    return types_pb.Terminal(mall_id=ids[0], store_id=ids[1], terminal_id=ids[2]), match[4]
+
+
 _reason = click.option("--reason", default="", help="Why, for the record.")
 
 
@@ -121,12 +133,7 @@ def enrol(console: Console, invitation: str, folder: Path) -> None:
     The key never leaves the folder. If the answer is lost, the same command again is safe. Then use terminal.pem, terminal-key.pem
     and the server's CA as target_cert_file, target_key_file and target_ca_file.
     """
-    match = _INVITATION.fullmatch(invitation.strip().upper())
-    ids = [int(part) for part in match.groups()[:3]] if match else [0]
-    if match is None or not all(1 <= one <= limits.ID_MAX for one in ids):
-        raise InvalidInput(
-            "the invitation is not understood; expected PGT-…, as `invite` shows it", field="invitation"
-        )
+    terminal, token = read_invitation(invitation)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -139,8 +146,8 @@ def enrol(console: Console, invitation: str, folder: Path) -> None:
     if not key.exists():
         write_new(key, make_request().key_pem, secret=True)
     request = terminal_pb.EnrolTerminalRequest(
-        terminal=types_pb.Terminal(mall_id=ids[0], store_id=ids[1], terminal_id=ids[2]),
-        token=match[4],
+        terminal=terminal,
+        token=token,
         csr_pem=request_for(key).decode(),
     )
     with console.client(console.settings()) as client:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from engine import keyring as keyrings
-from engine import sm_profile, terminals
+from engine import sm_enrolment, sm_profile, terminals
 from engine.deployment import Deployment
-from engine.errors import Exhausted, InvalidInput, PickgateError, Unauthenticated
+from engine.errors import Exhausted, InvalidInput, PickgateError, StaleControl, Unauthenticated
 from engine.keyring import Purpose
-from engine.sm_enrolment import give
 from engine.sm_profile import TIME_S_MAX, Opener, open_answer, seal_answer, seal_request, secret_of
 from engine.terminals import set_state
 from ext.codec import Prf, Suite
 from tests.engine import sm_oracle
 from tests.engine.shop import Shop
+from tests.engine.sm_terminals import PUBLIC, change, give, invite, opened
 
 TERMINAL = (1, 2001, 7)
 PATH = b"/pickgate.v1.RedemptionService/Redeem"
@@ -77,7 +78,7 @@ class Counter:
 
     def __init__(self, shop: Shop) -> None:
         self.shop = shop
-        self.number, self.secret = give(shop.deployment.control, TERMINAL)
+        self.number, self.secret = give(shop.deployment, TERMINAL)
         self.opener = Opener(shop.deployment.control, shop.deployment.now_ms)
         self._draw = random.Random(1)
 
@@ -195,18 +196,23 @@ def test_an_answer_opens_for_its_own_request_only(counter: Counter) -> None:
 
 # --- enrolment --------------------------------------------------------------------------------------------------------
 def turn(deployment: Deployment, state: Any) -> None:
-    deployment.control.change_terminal(
-        TERMINAL,
-        set_state(TERMINAL, state, "test"),
-        verb="set_state",
-        body=(state,),
-        request_id=f"turn-{state}-0001",
-        actor="test",
-    )
+    change(deployment, TERMINAL, set_state(TERMINAL, state, "test"), "set_state")
+
+
+def fields(given: tuple[int, bytes]) -> dict[str, Any]:
+    """Of a seal by that secret."""
+    return {"number": given[0], "secret": given[1]}
+
+
+def rotate(deployment: Deployment, number: int) -> tuple[int, bytes]:
+    """The next secret of a terminal that asks by the one of that number."""
+    secret = sm_enrolment.prepare(deployment.control, PUBLIC, actor="test")
+    entry = change(deployment, TERMINAL, terminals.rotate_secret(number, secret.generation), "rotate_secret")
+    return entry.sm_number, opened(sm_enrolment.seal(deployment.control, entry, PUBLIC))
 
 
 def test_a_new_enrolment_ends_the_one_before(counter: Counter) -> None:
-    number, secret = give(counter.shop.deployment.control, TERMINAL)
+    number, secret = give(counter.shop.deployment, TERMINAL)
     assert (number, secret) != (counter.number, counter.secret)
     assert isinstance(counter.refused(counter.seal()), Unauthenticated)
     assert counter.opener.open(PATH, counter.seal(secret=secret, number=number)).body
@@ -216,40 +222,114 @@ def test_a_suspended_terminal_s_seal_does_not_open(counter: Counter) -> None:
     deployment = counter.shop.deployment
     turn(deployment, "suspended")
     assert isinstance(counter.refused(counter.seal()), Unauthenticated)
-    with pytest.raises(InvalidInput, match="suspended"):
-        give(deployment.control, TERMINAL)
+    with pytest.raises(Unauthenticated):
+        rotate(deployment, counter.number)
     turn(deployment, "active")
     assert counter.opener.open(PATH, counter.seal()).body
-    turn(deployment, "revoked")
+    turn(deployment, "suspended")
+    # It may enrol anew, and stays suspended.
+    number, secret = give(deployment, TERMINAL)
+    assert isinstance(counter.refused(counter.seal(secret=secret, number=number)), Unauthenticated)
+    turn(deployment, "active")
+    assert counter.opener.open(PATH, counter.seal(secret=secret, number=number)).body
     assert isinstance(counter.refused(counter.seal()), Unauthenticated)
-    with pytest.raises(InvalidInput, match="revoked"):
-        give(deployment.control, TERMINAL)
 
 
 def test_a_revoked_terminal_that_comes_back_has_none_of_its_old_secrets(counter: Counter) -> None:
     """Revoked, invited anew, enrolled with a certificate: the secret from before opens nothing, and is not given again."""
-    deployment, token = counter.shop.deployment, "a token"
+    deployment = counter.shop.deployment
     turn(deployment, "revoked")
-    invited = terminals.Terminal(
-        *TERMINAL,
-        invitation=terminals.digest_of(token.encode()),
-        invitation_until_s=counter.shop.clock.now_s + 60,
-    )
+    assert isinstance(counter.refused(counter.seal()), Unauthenticated)
+    token = invite(deployment, TERMINAL)
     issued = terminals.Issued("a" * 64, "b" * 64, counter.shop.clock.now_s + 3600)
-    for verb, change in (
-        ("invite", terminals.invite(invited)),
-        ("enrol", terminals.enrol(token, issued, counter.shop.clock.now_s)),
-    ):
-        entry = deployment.control.change_terminal(
-            TERMINAL, change, verb=verb, body=(), request_id=f"{verb}-0001", actor="test"
-        )
+    enrolling = terminals.enrol(token, counter.shop.clock.now_s, issued, None)
+    entry = change(deployment, TERMINAL, enrolling, "enrol")
     assert entry.state == "active"
     assert isinstance(counter.refused(counter.seal()), Unauthenticated)
-    number, secret = give(deployment.control, TERMINAL)
+    number, secret = give(deployment, TERMINAL)
     assert number > counter.number
     assert secret != counter.secret
     assert isinstance(counter.refused(counter.seal()), Unauthenticated)
     assert counter.opener.open(PATH, counter.seal(secret=secret, number=number)).body
+
+
+def test_an_enrolment_for_a_certificate_alone_ends_the_secret_and_the_other_way_round(
+    counter: Counter,
+) -> None:
+    deployment, now_s = counter.shop.deployment, counter.shop.clock.now_s
+    issued = terminals.Issued("a" * 64, "b" * 64, now_s + 3600)
+    by_certificate = terminals.enrol(invite(deployment, TERMINAL), now_s, issued, None)
+    entry = change(deployment, TERMINAL, by_certificate, "enrol")
+    assert entry.admits("b" * 64)
+    assert isinstance(counter.refused(counter.seal()), Unauthenticated)
+    number, secret = give(deployment, TERMINAL)
+    assert counter.opener.open(PATH, counter.seal(secret=secret, number=number)).body
+    entry = deployment.control.copy().terminals[TERMINAL]
+    # Not "any certificate of the CA", which an entry without certificates would mean.
+    assert not entry.admits("b" * 64)
+    assert not entry.admits("c" * 64)
+    assert not entry.admits("")
+
+
+def test_an_invitation_is_good_for_the_keys_that_used_it(counter: Counter) -> None:
+    deployment, now_s = counter.shop.deployment, counter.shop.clock.now_s
+    token = invite(deployment, TERMINAL)
+    issued = terminals.Issued("a" * 64, "b" * 64, now_s + 3600)
+    secret = sm_enrolment.prepare(deployment.control, PUBLIC, actor="test")
+    both = terminals.enrol(token, now_s, issued, secret)
+    first = change(deployment, TERMINAL, both, "enrol")
+    # Its answer was lost: the same keys again, and the secret of before is of no use.
+    assert change(deployment, TERMINAL, both, "enrol").sm_number == first.sm_number + 1
+    for other in (
+        (issued, None),
+        (None, secret),
+        (issued._replace(key="d" * 64), secret),
+        (issued, secret._replace(key="d" * 64)),
+    ):
+        with pytest.raises(Unauthenticated):
+            change(deployment, TERMINAL, terminals.enrol(token, now_s, *other), "enrol")
+
+
+def test_a_rotation_keeps_the_secret_that_asked_until_the_next(counter: Counter) -> None:
+    deployment, first = counter.shop.deployment, fields((counter.number, counter.secret))
+    second = fields(rotate(deployment, counter.number))
+    assert second != first
+    for given in (first, second):
+        assert counter.opener.open(PATH, counter.seal(**given)).sealed.number == given["number"]
+    # The answer was lost: it asks again by what it has, and the one that it never got goes.
+    third = fields(rotate(deployment, counter.number))
+    for given in (first, third):
+        assert counter.opener.open(PATH, counter.seal(**given)).body
+    assert isinstance(counter.refused(counter.seal(**second)), Unauthenticated)
+    fourth = fields(rotate(deployment, third["number"]))
+    for given in (third, fourth):
+        assert counter.opener.open(PATH, counter.seal(**given)).body
+    assert isinstance(counter.refused(counter.seal(**first)), Unauthenticated)
+    with pytest.raises(Unauthenticated):
+        rotate(deployment, counter.number)
+    fifth = fields(give(deployment, TERMINAL))
+    assert counter.opener.open(PATH, counter.seal(**fifth)).body
+    for given in (third, fourth):
+        assert isinstance(counter.refused(counter.seal(**given)), Unauthenticated)
+
+
+def test_a_process_that_has_not_heard_of_a_new_secret_asks_to_try_again(counter: Counter) -> None:
+    deployment = counter.shop.deployment
+    before = deployment.control.copy()
+    late = Opener(cast(Any, SimpleNamespace(copy=lambda: before)), deployment.now_ms)
+    number, secret = rotate(deployment, counter.number)
+    envelope = counter.seal(secret=secret, number=number)
+    with pytest.raises(StaleControl):
+        late.open(PATH, envelope)
+    # It was not taken for a replay, and whoever does not have the secret is refused as ever.
+    assert counter.opener.open(PATH, envelope).body
+    for wrong in ({"number": number}, {"number": number + 1}, {"secret": bytes(32), "number": number}):
+        with pytest.raises(Unauthenticated):
+            late.open(PATH, counter.seal(**wrong))
+    turn(deployment, "suspended")
+    before = deployment.control.copy()
+    with pytest.raises(Unauthenticated):
+        late.open(PATH, counter.seal(secret=secret, number=number))
 
 
 def test_a_rotated_key_derives_new_secrets_and_the_old_ones_count_on(counter: Counter) -> None:
@@ -264,7 +344,7 @@ def test_a_rotated_key_derives_new_secrets_and_the_old_ones_count_on(counter: Co
     assert counter.opener.open(PATH, counter.seal()).body
     counter.shop.clock.tick(keyrings.HANDOVER_S + 1)
     deployment.control.refresh()
-    number, secret = give(deployment.control, TERMINAL)
+    number, secret = give(deployment, TERMINAL)
     assert counter.opener.open(PATH, counter.seal(secret=secret, number=number)).body
     # The emergency stop: what that key derived opens nothing any more.
     newest = ring.records[-1].kid

@@ -15,7 +15,6 @@ import pytest
 from engine import sm_profile
 from engine.claims import Suite, Version
 from engine.errors import PickgateError, Unauthenticated
-from engine.sm_enrolment import give
 from engine.sm_profile import Opener, open_answer, seal_answer, seal_request
 from engine.state.server import EmbeddedServer
 from ext.codec import hmac_sm3
@@ -26,6 +25,7 @@ from server.batches import Method, Outcome, Sorted
 from tests.engine import proofs
 from tests.engine import shop as shops
 from tests.engine.shop import MALL, STORE, Shop
+from tests.engine.sm_terminals import give
 from tests.fuzz import messages
 
 NAMES: Final = sorted(services.METHODS)
@@ -189,7 +189,7 @@ _TERMINAL: Final = (MALL, STORE, 7)
 def envelopes(stack: ExitStack) -> Callable[[bytes], None]:
     """Envelopes, with a tag made good on demand: only what this terminal sealed opens, once, to what it sealed."""
     shop = open_shop(stack)
-    number, secret = give(shop.deployment.control, _TERMINAL)
+    number, secret = give(shop.deployment, _TERMINAL)
     opener = Opener(shop.deployment.control, shop.deployment.now_ms)
 
     def check(data: bytes) -> None:

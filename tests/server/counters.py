@@ -105,12 +105,15 @@ class Counter:
         )
         return self.admin.call(self.admin.terminals.InviteTerminal, request).entry
 
+    def ask_to_enrol(
+        self, number: int, token: str = TOKEN, **asked: Any
+    ) -> terminal_pb.EnrolTerminalResponse:
+        request = terminal_pb.EnrolTerminalRequest(terminal=place(number), token=token, **asked)
+        return self.anybody.call(self.anybody.terminals.EnrolTerminal, request)
+
     def enrol(self, number: int, token: str = TOKEN, csr: bytes | None = None) -> Pair:
         made = make_request()
-        request = terminal_pb.EnrolTerminalRequest(
-            terminal=place(number), token=token, csr_pem=(csr or made.pem).decode()
-        )
-        response = self.anybody.call(self.anybody.terminals.EnrolTerminal, request)
+        response = self.ask_to_enrol(number, token, csr_pem=(csr or made.pem).decode())
         return Pair(response.certificate_pem.encode(), made.key_pem)
 
     def rotate(self, number: int, client: Client) -> Pair:

@@ -11,20 +11,26 @@ import pytest
 
 from engine.sm_profile import Sealed, open_answer, seal_request
 from engine.terminals import Key
+from pickgate.v1 import terminal_service_pb2 as terminal_pb
 from pickgate.v1 import types_pb2 as types_pb
+from tests.engine import sm_terminals
 
 REDEEM = "/pickgate.v1.RedemptionService/Redeem"
 INSPECT = "/pickgate.v1.RedemptionService/Inspect"
 RENDER = "/pickgate.v1.CodeService/Render"
 GET = "/pickgate.v1.CodeService/GetCode"
+ROTATE = "/pickgate.v1.TerminalService/RotateSecret"
 
 
 class SealedTerminal:
     """What a terminal does with its number and secret, on a channel of its own."""
 
-    def __init__(self, key: Key, number: int, secret: bytes, channel: grpc.Channel) -> None:
+    def __init__(
+        self, key: Key, number: int, secret: bytes, channel: grpc.Channel, *, token: str = ""
+    ) -> None:
         self.key, self.number, self.secret = key, number, secret
         self._channel = channel
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else None
         self.wire: list[bytes] = []
 
     @property
@@ -37,13 +43,24 @@ class SealedTerminal:
         return seal_request(secret, self.key, self.number, path.encode(), body, **given | fields)
 
     def send(self, path: str, envelope: bytes) -> bytes:
-        answer: bytes = self._channel.unary_unary(path, None, None)(envelope, timeout=20)
+        answer: bytes = self._channel.unary_unary(path, None, None)(
+            envelope, timeout=20, metadata=self._metadata
+        )
         self.wire += [envelope, answer]
         return answer
 
     def call(self, path: str, message: Any, kind: Any, **fields: Any) -> Any:
         envelope, request = self.seal(path, message.SerializeToString(), **fields)
         return kind.FromString(open_answer(request, self.send(path, envelope)))
+
+    def rotate(self, request_id: str, **fields: Any) -> None:
+        """Ask for the next secret, and use it."""
+        asked = terminal_pb.RotateSecretRequest(
+            terminal=self.at, request_id=request_id, sm_public_key=sm_terminals.PUBLIC
+        )
+        given = self.call(ROTATE, asked, terminal_pb.RotateSecretResponse, **fields)
+        assert given.request_id == request_id
+        self.number, self.secret = given.sm_number, sm_terminals.opened(given.sm_sealed_secret)
 
     def refused(self, path: str, envelope: bytes) -> grpc.Call:
         with pytest.raises(grpc.RpcError) as caught:

@@ -3,7 +3,7 @@
 Two servers over one store, each with its own copy of the set-up, TLS, a gate and the hot lane. Terminals issue, render at one server
 and redeem at the other, without a pause, and connect anew again and again. Meanwhile, as an operator does it: payload keys of every
 version and suite, the keys of uids, serials, PINs and of the SM profile, the key that wraps the keyring, the servers' certificate, the
-terminals' certificates, the issuer's key, and at last the CA of them all.
+terminals' certificates and their secrets of the SM profile, the issuer's key, and at last the CA of them all.
 
 A new key seals after HANDOVER_S. The short form moves the clock there; the long one waits.
 """
@@ -29,14 +29,14 @@ from engine.claims import Suite, Version
 from engine.deployment import Deployment, Durability
 from engine.key_service import ServiceUnlock, SoftwareKeyService
 from engine.keyring import HANDOVER_S, Purpose
-from engine.sm_enrolment import give
 from ext.codec import decode
 from pickgate.v1 import code_service_pb2 as code_pb
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
-from server.authority import Authority, Pair
+from server.authority import Authority, Pair, make_request
 from server.client import CallFailed, Client
 from server.roles import Role
 from tests.engine import proofs
+from tests.engine.sm_terminals import PUBLIC, opened
 from tests.server import conftest
 from tests.server.conftest import AT_STORE, MALL, SKU, STORE, wait_until
 from tests.server.counters import Counter, place
@@ -119,8 +119,10 @@ class Two:
         self.tills: list[Till] = []
         for number in range(1, TILLS + 1):
             self.counter.invite(number)
-            pair = self.counter.enrol(number)
-            self.tills.append(Till(self, number, pair, give(house.deployment.control, (MALL, STORE, number))))
+            made = make_request()
+            given = self.counter.ask_to_enrol(number, csr_pem=made.pem.decode(), sm_public_key=PUBLIC)
+            pair = Pair(given.certificate_pem.encode(), made.key_pem)
+            self.tills.append(Till(self, number, pair, (given.sm_number, opened(given.sm_sealed_secret))))
         second.control.refresh()
 
     # --- what happens meanwhile -----------------------------------------------------------------------------------
@@ -195,6 +197,16 @@ class Two:
             with self.counter.terminal(till.pair, server=server, tries=TRIES) as client:
                 till.pair = self.counter.rotate(till.number, client)
 
+    def replace_secrets(self) -> None:
+        """Of the SM profile: each asks under its present one."""
+        for till, server in zip(self.tills, cycle((1, 0)), strict=False):
+            credentials = self.counter.trust.credentials(till.pair)
+            channel = grpc.secure_channel(self.counter.servers[server].addresses[1], credentials)
+            terminal = SealedTerminal((MALL, STORE, till.number), *till.secret, channel)
+            terminal.rotate(self.counter.house.request_id(), time_ms=self.clock())
+            terminal.close()
+            till.secret = (terminal.number, terminal.secret)
+
     def replace_issuers_key(self, kid: str) -> None:
         """Published first, then used, then the one before is dropped."""
         self.counter.idp.add(kid)
@@ -240,7 +252,7 @@ class Till(threading.Thread):
         """Of what was shown, each once, in the order of their coming."""
         self.connections = 0
         self.error: BaseException | None = None
-        self._two, self._secret = two, secret
+        self.secret, self._two = secret, two
 
     @property
     def redeemed(self) -> int:
@@ -257,7 +269,7 @@ class Till(threading.Thread):
         kinds, servers = cycle(KINDS), cycle((0, 1))
         while hands or not self.stopping.is_set():
             with ExitStack() as stack:
-                calls = _Calls(stack, self._two, self.number, self.pair, self._secret, next(servers))
+                calls = _Calls(stack, self._two, self.number, self.pair, self.secret, next(servers))
                 self.connections += 1
                 for _ in range(CODES_OF_A_CONNECTION):
                     if not self.stopping.is_set():
@@ -356,6 +368,7 @@ def test_nobody_genuine_is_refused_while_everything_is_replaced(two: Two) -> Non
             two.replace_files(trust.replace_server)
             two.go_on()
             two.replace_terminals()
+            two.replace_secrets()
             two.go_on()
             two.replace_issuers_key(f"key-{turn}")
             two.replace_ca(f"CA {turn}")

@@ -6,21 +6,26 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from engine.sm_enrolment import give
+from engine.sm_profile import open_answer
+from engine.terminals import digest_of
 from ext import sm2_reference
-from ext.codec import sm2_encrypt
 from pickgate.v1 import code_service_pb2 as code_pb
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
+from pickgate.v1 import terminal_service_pb2 as terminal_pb
 from pickgate.v1 import types_pb2 as types_pb
 from server.client import Client
-from tests.server.conftest import AT_STORE, MALL, NEAR_STORE, STORE, House
-from tests.server.sealed import GET, INSPECT, REDEEM, RENDER, SealedTerminal
+from server.roles import Role
+from tests.engine.sm_terminals import PUBLIC, give, opened
+from tests.server.conftest import AT_STORE, MALL, NEAR_STORE, STORE, House, HouseFactory
+from tests.server.counters import Counter
+from tests.server.sealed import GET, INSPECT, REDEEM, RENDER, ROTATE, SealedTerminal
 from tests.server.test_cli import inside
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +36,7 @@ CLIENT = ROOT / "examples" / "sm_terminal"
 def terminal(request: pytest.FixtureRequest, house: House) -> Iterator[SealedTerminal]:
     key = (MALL, STORE, 71 + len(request.param))
     # The house's servers share their deployment's copy, which `give` has brought up to date.
-    number, secret = give(house.deployment.control, key)
+    number, secret = give(house.deployment, key)
     channel = grpc.insecure_channel(house.tcp if request.param == "lane" else house.handlers)
     made = SealedTerminal(key, number, secret, channel)
     yield made
@@ -130,29 +135,76 @@ def test_errors_of_sealed_calls_repeat_nothing_of_the_request(terminal: SealedTe
         assert b"INVALID_INPUT" in details[0]
 
 
-def test_the_command_gives_what_a_terminal_can_open(make_store: Any, tmp_path: Path) -> None:
-    store = make_store(durability="fsync")
-    (tmp_path / "passphrase").write_text("four words by dice")
-    given = {"PICKGATE_STORE_URL": store.url, "PICKGATE_PASSPHRASE_FILE": str(tmp_path / "passphrase")}
-    assert inside("init", **given).returncode == 0
-    private = bytes(range(1, 33))
-    public = sm2_reference.public_of(private).hex()
-    place = ("--mall", "1", "--at-store", "2001", "--terminal", "7")
-    seen = set()
-    for number in (1, 2):
-        done = inside("--json", "sm", "enrol", *place, "--public-key", public, **given)
-        assert done.returncode == 0, done.stderr
-        told = json.loads(done.stdout)
-        assert told["number"] == number
-        secret = sm2_reference.decrypt(private, bytes.fromhex(told["sealed_secret"]))
-        assert len(secret) == 32
-        assert secret.hex() not in done.stdout
-        seen.add(secret)
-    assert len(seen) == 2
-    for wrong in ("", "04", "zz", "04" + "00" * 64, public[2:]):
-        done = inside("sm", "enrol", *place, "--public-key", wrong, **given)
+def test_it_rotates_its_secret(terminal: SealedTerminal, house: House) -> None:
+    look = redemption_pb.InspectRequest(terminal=terminal.at, code="PG" + "0" * 76).SerializeToString()
+    first = terminal.number, terminal.secret
+    asked = terminal_pb.RotateSecretRequest(
+        terminal=terminal.at, request_id=house.request_id(), sm_public_key=PUBLIC
+    )
+    envelope, request = terminal.seal(ROTATE, asked.SerializeToString())
+    given = terminal_pb.RotateSecretResponse.FromString(open_answer(request, terminal.send(ROTATE, envelope)))
+    second = given.sm_number, opened(given.sm_sealed_secret)
+    # Its answer was lost: the same request again, sealed anew, is given the same secret.
+    again = terminal.call(ROTATE, asked, terminal_pb.RotateSecretResponse)
+    assert (again.sm_number, opened(again.sm_sealed_secret)) == second
+    for terminal.number, terminal.secret in (first, second):
+        terminal.send(INSPECT, terminal.seal(INSPECT, look)[0])
+    terminal.rotate(house.request_id())
+    terminal.send(INSPECT, terminal.seal(INSPECT, look)[0])
+    terminal.number, terminal.secret = first
+    assert (
+        terminal.refused(INSPECT, terminal.seal(INSPECT, look)[0]).code() is grpc.StatusCode.UNAUTHENTICATED
+    )
+
+
+def test_a_rotation_is_sealed_by_the_terminal_that_it_names(terminal: SealedTerminal, house: House) -> None:
+    asked = terminal_pb.RotateSecretRequest(
+        terminal=terminal.at, request_id=house.request_id(), sm_public_key=PUBLIC
+    )
+    assert terminal.refused(ROTATE, asked.SerializeToString()).code() is grpc.StatusCode.UNAUTHENTICATED
+    asked.terminal.terminal_id += 1
+    sealed = terminal.seal(ROTATE, asked.SerializeToString())[0]
+    assert terminal.refused(ROTATE, sealed).code() is grpc.StatusCode.PERMISSION_DENIED
+    for wrong in (b"", bytes(65), b"\x04" + bytes(64), PUBLIC[1:]):
+        asked = terminal_pb.RotateSecretRequest(
+            terminal=terminal.at, request_id=house.request_id(), sm_public_key=wrong
+        )
+        sealed = terminal.seal(ROTATE, asked.SerializeToString())[0]
+        assert terminal.refused(ROTATE, sealed).code() is grpc.StatusCode.INVALID_ARGUMENT
+    body = redemption_pb.InspectRequest(terminal=terminal.at, code="x").SerializeToString()
+    terminal.send(INSPECT, terminal.seal(INSPECT, body)[0])
+
+
+def test_the_command_enrols_by_an_invitation(house: House) -> None:
+    place = (MALL, STORE, 90)
+    text = f"PGT-{MALL}-{STORE}-90-{'C' * 32}"
+    request = terminal_pb.InviteTerminalRequest(
+        terminal=types_pb.Terminal(mall_id=MALL, store_id=STORE, terminal_id=90),
+        request_id=house.request_id(),
+        token_sha256=digest_of(("C" * 32).encode()),
+    )
+    house.client.call(house.client.terminals.InviteTerminal, request)
+    given = {"PICKGATE_TARGET": house.tcp}
+    for wrong in ("", "04", "zz", "04" + "00" * 64, PUBLIC.hex()[2:]):
+        done = inside("sm", "enrol", text, "--public-key", wrong, **given)
         assert done.returncode == 2
-        assert "130 hex digits" in done.stderr
+        assert "SM2 public key" in done.stderr or "hexadecimal" in done.stderr
+    done = inside("--json", "sm", "enrol", text, "--public-key", PUBLIC.hex(), **given)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    secret = opened(bytes.fromhex(told["sealed_secret"]))
+    assert secret.hex() not in done.stdout
+    channel = grpc.insecure_channel(house.tcp)
+    terminal = SealedTerminal(place, told["number"], secret, channel)
+    body = redemption_pb.InspectRequest(terminal=terminal.at, code="x").SerializeToString()
+    terminal.send(INSPECT, terminal.seal(INSPECT, body)[0])
+    terminal.close()
+    # Once, and by its key.
+    stranger = sm2_reference.public_of(bytes(range(2, 34))).hex()
+    for shown, key in ((text, stranger), (text.replace("CC", "DD"), PUBLIC.hex())):
+        done = inside("sm", "enrol", shown, "--public-key", key, **given)
+        assert done.returncode == 2
+        assert "UNAUTHENTICATED" in done.stderr
 
 
 # --- another language -------------------------------------------------------------------------------------------------
@@ -208,32 +260,65 @@ def test_node_meets_the_vectors(node: Path) -> None:
 
 @pytest.mark.parametrize("lane", ["lane", "handlers"])
 def test_node_enrols_renders_and_redeems(node: Path, house: House, lane: str) -> None:
-    pair = run(node, do="keys")
-    # A store whose terminals needn't say where they are.
-    place = (MALL, NEAR_STORE, 80)
-    number, secret = give(house.deployment.control, place)
-    enrolment = {
-        **dict(zip(("mall_id", "store_id", "terminal_id"), place, strict=True)),
-        "number": number,
-        "sealed_secret": sm2_encrypt(bytes.fromhex(pair["public_key"]), secret).hex(),
-    }
-    issued = house.issue(store_id=NEAR_STORE)
     address = house.tcp if lane == "lane" else house.handlers
-    visit = run(
+    visit(node, house.client, house, {"address": address}, 80 + len(lane))
+    with pytest.raises(AssertionError, match="UNAUTHENTICATED"):
+        enrol(node, {"address": address}, 80 + len(lane), "E" * 32)
+
+
+def test_node_does_so_by_tls_where_callers_are_known(
+    node: Path, make_house: HouseFactory, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        counter = Counter.open(stack, make_house(), tmp_path)
+        reached = {
+            "address": f"localhost:{counter.server.addresses[0].rpartition(':')[2]}",
+            "ca": str(counter.trust.folder / "ca.pem"),
+        }
+        by_role = {
+            "render_token": counter.idp.token(Role.MALL),
+            "token": counter.idp.token(Role.OUTLET, pickgate_store=NEAR_STORE),
+        }
+        visit(node, counter.admin, counter.house, reached | by_role, 81)
+        listed = counter.admin.call(
+            counter.admin.terminals.ListTerminals, terminal_pb.ListTerminalsRequest(store_id=NEAR_STORE)
+        )
+        assert [(one.state, one.sm_number) for one in listed.entries] == [
+            (terminal_pb.TERMINAL_STATE_ACTIVE, 2)
+        ]
+
+
+def enrol(node: Path, reached: dict[str, str], number: int, token: str) -> Any:
+    return run(
         node,
-        do="visit",
-        address=address,
+        do="enrol",
         protos=str(ROOT / "proto"),
-        private_key=pair["private_key"],
-        enrolment=enrolment,
-        uid=issued.uid,
+        # A store whose terminals needn't say where they are.
+        terminal={"mall_id": MALL, "store_id": NEAR_STORE, "terminal_id": number},
+        invitation=token,
+        **reached,
     )
-    assert visit["inspected"] == "INSPECT_VERDICT_REDEEMABLE"
-    assert visit["redeemed"] == "REDEEM_VERDICT_REDEEMED"
-    assert visit["message_zh"]
-    assert visit["clear"] is False
-    assert visit["replayed"].startswith("UNAUTHENTICATED: this sealed request was here before")
-    assert visit["elsewhere"].startswith("UNAUTHENTICATED: the sealed body does not open")
-    with Client(address) as client:
-        code = client.call(client.codes.GetCode, code_pb.GetCodeRequest(mall_id=MALL, uid=issued.uid)).code
-    assert code.state == types_pb.CODE_STATE_REDEEMED
+
+
+def visit(node: Path, admin: Client, house: House, reached: dict[str, str], number: int) -> None:
+    """A terminal in Node.js is invited, enrols, renders, redeems and takes its next secret."""
+    token = "F" * 30 + str(number)
+    request = terminal_pb.InviteTerminalRequest(
+        terminal=types_pb.Terminal(mall_id=MALL, store_id=NEAR_STORE, terminal_id=number),
+        request_id=house.request_id(),
+        token_sha256=digest_of(token.encode()),
+    )
+    admin.call(admin.terminals.InviteTerminal, request)
+    enrolled = enrol(node, reached, number, token)
+    issued = house.issue(store_id=NEAR_STORE)
+    visited = run(node, do="visit", protos=str(ROOT / "proto"), enrolled=enrolled, uid=issued.uid, **reached)
+    assert visited["inspected"] == "INSPECT_VERDICT_REDEEMABLE"
+    assert visited["redeemed"] == "REDEEM_VERDICT_REDEEMED"
+    assert visited["message_zh"]
+    assert visited["clear"] is False
+    assert visited["replayed"].startswith("UNAUTHENTICATED: this sealed request was here before")
+    assert visited["elsewhere"].startswith("UNAUTHENTICATED: the sealed body does not open")
+    assert visited["number"] == enrolled["number"] + 1
+    assert visited["again"] == "REDEEM_VERDICT_REDEEMED"
+    code = house.client.call(house.client.codes.GetCode, code_pb.GetCodeRequest(mall_id=MALL, uid=issued.uid))
+    assert code.code.state == types_pb.CODE_STATE_REDEEMED

@@ -34,6 +34,7 @@ from server.authority import Pair, make_request
 from server.client import CallFailed, Client
 from server.issuing import Issuing
 from server.roles import Role
+from tests.engine.sm_terminals import PUBLIC, opened
 from tests.server.conftest import (
     AT_STORE,
     MALL,
@@ -46,6 +47,7 @@ from tests.server.conftest import (
     wait_until,
 )
 from tests.server.counters import TOKEN, Counter, place
+from tests.server.sealed import INSPECT, SealedTerminal
 from tests.server.test_cli import inside
 from tests.server.trust import DOMAIN, Trust
 
@@ -327,6 +329,72 @@ def test_a_repeated_request_changes_nothing_more(counter: Counter) -> None:
         refusal(lambda: call(counter.admin.terminals.InviteTerminal, request))
         is grpc.StatusCode.ALREADY_EXISTS
     )
+
+
+def test_one_that_enrols_for_a_secret_is_listed_suspended_and_revoked_as_any_other(counter: Counter) -> None:
+    counter.invite(11)
+    client = counter.terminal(counter.enrol(11))
+    counter.invite(11, "C" * 32)
+    given = counter.ask_to_enrol(11, "C" * 32, sm_public_key=PUBLIC)
+    assert (given.certificate_pem, given.sm_number) == ("", 1)
+    entry = counter.entry(11)
+    assert (entry.state, entry.sm_number) == (terminal_pb.TERMINAL_STATE_ACTIVE, 1)
+    # The certificate that it had counts no more.
+    assert entry.certificate_expires_at_ms == 0
+    assert not let_in(client, 11)
+    channel = grpc.secure_channel(counter.server.addresses[0], counter.trust.credentials())
+    counter.stack.callback(channel.close)
+    sealed = SealedTerminal(
+        (MALL, STORE, 11),
+        given.sm_number,
+        opened(given.sm_sealed_secret),
+        channel,
+        token=counter.idp.token(Role.OUTLET),
+    )
+    body = redemption_pb.InspectRequest(terminal=place(11), code="x").SerializeToString()
+
+    def opens() -> bool:
+        code = grpc.StatusCode.OK
+        try:
+            sealed.send(INSPECT, sealed.seal(INSPECT, body)[0])
+        except grpc.RpcError as error:
+            code = error.code()
+        assert code in (grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED)
+        return code is grpc.StatusCode.OK
+
+    assert opens()
+    sealed.rotate(counter.house.request_id())
+    assert opens()
+    assert counter.entry(11).sm_number == 2
+    counter.change(11, "Suspend")
+    assert not opens()
+    counter.change(11, "Resume")
+    assert opens()
+    counter.change(11, "Revoke")
+    assert not opens()
+    counter.invite(11, "D" * 32)
+    anew = counter.terminal(counter.enrol(11, "D" * 32))
+    assert let_in(anew, 11)
+    assert not let_in(client, 11)
+    assert not opens()
+
+
+def test_an_enrolment_asks_for_something(counter: Counter) -> None:
+    counter.invite(11)
+    wrong: tuple[dict[str, Any], ...] = (
+        {},
+        {"sm_public_key": PUBLIC[:-1]},
+        {"sm_public_key": b"\x04" + bytes(64)},
+    )
+    for asked in wrong:
+        with pytest.raises(CallFailed) as caught:
+            counter.ask_to_enrol(11, **asked)
+        assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert caught.value.field == ("sm_public_key" if asked else "csr_pem")
+    assert counter.entry(11).state == terminal_pb.TERMINAL_STATE_INVITED
+    both = counter.ask_to_enrol(11, csr_pem=make_request().pem.decode(), sm_public_key=PUBLIC)
+    assert both.certificate_pem
+    assert both.sm_number == 1
 
 
 # --- the record --------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -59,7 +60,8 @@ class Trust:
         """What a client connects with; without a pair it shows no certificate."""
         if pair is None:
             return client_credentials(self.folder / "ca.pem")
-        name = f"{hash(pair.certificate) & 0xFFFFFFFF:x}"
+        # Two threads may connect with one pair at the same moment.
+        name = f"{hash(pair.certificate) & 0xFFFFFFFF:x}-{threading.get_ident():x}"
         return client_credentials(
             self.folder / "ca.pem", self.write(name, pair.certificate), self.write(f"{name}-key", pair.key)
         )

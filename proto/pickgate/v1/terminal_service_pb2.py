@@ -25,45 +25,49 @@ _sym_db = _symbol_database.Default()
 from pickgate.v1 import types_pb2 as pickgate_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"pickgate/v1/terminal_service.proto\x12\x0bpickgate.v1\x1a\x17pickgate/v1/types.proto\"\xdc\x01\n\rTerminalEntry\x12\'\n\x08terminal\x18\x01 \x01(\x0b\x32\x15.pickgate.v1.Terminal\x12\x0c\n\x04name\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.pickgate.v1.TerminalState\x12 \n\x18invitation_expires_at_ms\x18\x04 \x01(\x03\x12!\n\x19\x63\x65rtificate_expires_at_ms\x18\x05 \x01(\x03\x12\x14\n\x0clast_seen_ms\x18\x06 \x01(\x03\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\xa8\x01\n\x15InviteTerminalRequest\x12\'\n\x08terminal\x18\x01 \x01(\x0b\x32\x15.pickgate.v1.Terminal\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x14\n\x0ctoken_sha256\x18\x03 \x01(\t\x12\x0f\n\x07valid_s\x18\x04 \x01(\x03\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x07 \x01(\t\"W\n\x16InviteTerminalResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1a.pickgate.v1.TerminalEntry\"_\n\x14\x45nrolTerminalRequest\x12\'\n\x08terminal\x18\x01 \x01(\x0b\x32\x15.pickgate.v1.Terminal\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x03 \x01(\t\"W\n\x15\x45nrolTerminalResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\t\x12\x15\n\rexpires_at_ms\x18\x03 \x01(\x03\"T\n\x18RotateCertificateRequest\x12\'\n\x08terminal\x18\x01 \x01(\x0b\x32\x15.pickgate.v1.Terminal\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\t\"[\n\x19RotateCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\t\x12\x15\n\rexpires_at_ms\x18\x03 \x01(\x03\"`\n\x14ListTerminalsRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x10\n\x08store_id\x18\x02 \x01(\r\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"]\n\x15ListTerminalsResponse\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.pickgate.v1.TerminalEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x16SuspendTerminalRequest\x12\'\n\x08terminal\x18\x01 \x01(\x0b\x32\x15.pickgate.v1.Terminal\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\"X\n\x17SuspendTerminalResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1a.pickgate.v1.TerminalEntry\"s\n\x15ResumeTerminalRequest\x12\'\n\x08terminal\x18\x01 \x01(\x0b\x32\x15.pickgate.v1.Terminal\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\"W\n\x16ResumeTerminalResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1a.pickgate.v1.TerminalEntry\"s\n\x15RevokeTerminalRequest\x12\'\n\x08terminal\x18\x01 \x01(\x0b\x32\x15.pickgate.v1.Terminal\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\"W\n\x16RevokeTerminalResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1a.pickgate.v1.TerminalEntry*\xa0\x01\n\rTerminalState\x12\x1e\n\x1aTERMINAL_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16TERMINAL_STATE_INVITED\x10\x01\x12\x19\n\x15TERMINAL_STATE_ACTIVE\x10\x02\x12\x1c\n\x18TERMINAL_STATE_SUSPENDED\x10\x03\x12\x1a\n\x16TERMINAL_STATE_REVOKED\x10\x04\x32\x94\x05\n\x0fTerminalService\x12Y\n\x0eInviteTerminal\x12\".pickgate.v1.InviteTerminalRequest\x1a#.pickgate.v1.InviteTerminalResponse\x12V\n\rEnrolTerminal\x12!.pickgate.v1.EnrolTerminalRequest\x1a\".pickgate.v1.EnrolTerminalResponse\x12\x62\n\x11RotateCertificate\x12%.pickgate.v1.RotateCertificateRequest\x1a&.pickgate.v1.RotateCertificateResponse\x12V\n\rListTerminals\x12!.pickgate.v1.ListTerminalsRequest\x1a\".pickgate.v1.ListTerminalsResponse\x12\\\n\x0fSuspendTerminal\x12#.pickgate.v1.SuspendTerminalRequest\x1a$.pickgate.v1.SuspendTerminalResponse\x12Y\n\x0eResumeTerminal\x12\".pickgate.v1.ResumeTerminalRequest\x1a#.pickgate.v1.ResumeTerminalResponse\x12Y\n\x0eRevokeTerminal\x12\".pickgate.v1.RevokeTerminalRequest\x1a#.pickgate.v1.RevokeTerminalResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"pickgate/v1/terminal_service.proto\x12\x0bpickgate.v1\x1a\x17pickgate/v1/types.proto\"\xef\x01\n\rTerminalEntry\x12\'\n\x08terminal\x18\x01 \x01(\x0b\x32\x15.pickgate.v1.Terminal\x12\x0c\n\x04name\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.pickgate.v1.TerminalState\x12 \n\x18invitation_expires_at_ms\x18\x04 \x01(\x03\x12!\n\x19\x63\x65rtificate_expires_at_ms\x18\x05 \x01(\x03\x12\x14\n\x0clast_seen_ms\x18\x06 \x01(\x03\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x11\n\tsm_number\x18\x08 \x01(\r\"\xa8\x01\n\x15InviteTerminalRequest\x12\'\n\x08terminal\x18\x01 \x01(\x0b\x32\x15.pickgate.v1.Terminal\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x14\n\x0ctoken_sha256\x18\x03 \x01(\t\x12\x0f\n\x07valid_s\x18\x04 \x01(\x03\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x07 \x01(\t\"W\n\x16InviteTerminalResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1a.pickgate.v1.TerminalEntry\"v\n\x14\x45nrolTerminalRequest\x12\'\n\x08terminal\x18\x01 \x01(\x0b\x32\x15.pickgate.v1.Terminal\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x03 \x01(\t\x12\x15\n\rsm_public_key\x18\x04 \x01(\x0c\"\x84\x01\n\x15\x45nrolTerminalResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\t\x12\x15\n\rexpires_at_ms\x18\x03 \x01(\x03\x12\x11\n\tsm_number\x18\x04 \x01(\r\x12\x18\n\x10sm_sealed_secret\x18\x05 \x01(\x0c\"T\n\x18RotateCertificateRequest\x12\'\n\x08terminal\x18\x01 \x01(\x0b\x32\x15.pickgate.v1.Terminal\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\t\"[\n\x19RotateCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61_pem\x18\x02 \x01(\t\x12\x15\n\rexpires_at_ms\x18\x03 \x01(\x03\"i\n\x13RotateSecretRequest\x12\'\n\x08terminal\x18\x01 \x01(\x0b\x32\x15.pickgate.v1.Terminal\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rsm_public_key\x18\x03 \x01(\x0c\"W\n\x14RotateSecretResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tsm_number\x18\x02 \x01(\r\x12\x18\n\x10sm_sealed_secret\x18\x03 \x01(\x0c\"`\n\x14ListTerminalsRequest\x12\x0f\n\x07mall_id\x18\x01 \x01(\r\x12\x10\n\x08store_id\x18\x02 \x01(\r\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"]\n\x15ListTerminalsResponse\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.pickgate.v1.TerminalEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"t\n\x16SuspendTerminalRequest\x12\'\n\x08terminal\x18\x01 \x01(\x0b\x32\x15.pickgate.v1.Terminal\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\"X\n\x17SuspendTerminalResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1a.pickgate.v1.TerminalEntry\"s\n\x15ResumeTerminalRequest\x12\'\n\x08terminal\x18\x01 \x01(\x0b\x32\x15.pickgate.v1.Terminal\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\"W\n\x16ResumeTerminalResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1a.pickgate.v1.TerminalEntry\"s\n\x15RevokeTerminalRequest\x12\'\n\x08terminal\x18\x01 \x01(\x0b\x32\x15.pickgate.v1.Terminal\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\"W\n\x16RevokeTerminalResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12)\n\x05\x65ntry\x18\x02 \x01(\x0b\x32\x1a.pickgate.v1.TerminalEntry*\xa0\x01\n\rTerminalState\x12\x1e\n\x1aTERMINAL_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16TERMINAL_STATE_INVITED\x10\x01\x12\x19\n\x15TERMINAL_STATE_ACTIVE\x10\x02\x12\x1c\n\x18TERMINAL_STATE_SUSPENDED\x10\x03\x12\x1a\n\x16TERMINAL_STATE_REVOKED\x10\x04\x32\xe9\x05\n\x0fTerminalService\x12Y\n\x0eInviteTerminal\x12\".pickgate.v1.InviteTerminalRequest\x1a#.pickgate.v1.InviteTerminalResponse\x12V\n\rEnrolTerminal\x12!.pickgate.v1.EnrolTerminalRequest\x1a\".pickgate.v1.EnrolTerminalResponse\x12\x62\n\x11RotateCertificate\x12%.pickgate.v1.RotateCertificateRequest\x1a&.pickgate.v1.RotateCertificateResponse\x12S\n\x0cRotateSecret\x12 .pickgate.v1.RotateSecretRequest\x1a!.pickgate.v1.RotateSecretResponse\x12V\n\rListTerminals\x12!.pickgate.v1.ListTerminalsRequest\x1a\".pickgate.v1.ListTerminalsResponse\x12\\\n\x0fSuspendTerminal\x12#.pickgate.v1.SuspendTerminalRequest\x1a$.pickgate.v1.SuspendTerminalResponse\x12Y\n\x0eResumeTerminal\x12\".pickgate.v1.ResumeTerminalRequest\x1a#.pickgate.v1.ResumeTerminalResponse\x12Y\n\x0eRevokeTerminal\x12\".pickgate.v1.RevokeTerminalRequest\x1a#.pickgate.v1.RevokeTerminalResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pickgate.v1.terminal_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TERMINALSTATE']._serialized_start=1738
-  _globals['_TERMINALSTATE']._serialized_end=1898
+  _globals['_TERMINALSTATE']._serialized_start=2022
+  _globals['_TERMINALSTATE']._serialized_end=2182
   _globals['_TERMINALENTRY']._serialized_start=77
-  _globals['_TERMINALENTRY']._serialized_end=297
-  _globals['_INVITETERMINALREQUEST']._serialized_start=300
-  _globals['_INVITETERMINALREQUEST']._serialized_end=468
-  _globals['_INVITETERMINALRESPONSE']._serialized_start=470
-  _globals['_INVITETERMINALRESPONSE']._serialized_end=557
-  _globals['_ENROLTERMINALREQUEST']._serialized_start=559
-  _globals['_ENROLTERMINALREQUEST']._serialized_end=654
-  _globals['_ENROLTERMINALRESPONSE']._serialized_start=656
-  _globals['_ENROLTERMINALRESPONSE']._serialized_end=743
-  _globals['_ROTATECERTIFICATEREQUEST']._serialized_start=745
-  _globals['_ROTATECERTIFICATEREQUEST']._serialized_end=829
-  _globals['_ROTATECERTIFICATERESPONSE']._serialized_start=831
-  _globals['_ROTATECERTIFICATERESPONSE']._serialized_end=922
-  _globals['_LISTTERMINALSREQUEST']._serialized_start=924
-  _globals['_LISTTERMINALSREQUEST']._serialized_end=1020
-  _globals['_LISTTERMINALSRESPONSE']._serialized_start=1022
-  _globals['_LISTTERMINALSRESPONSE']._serialized_end=1115
-  _globals['_SUSPENDTERMINALREQUEST']._serialized_start=1117
-  _globals['_SUSPENDTERMINALREQUEST']._serialized_end=1233
-  _globals['_SUSPENDTERMINALRESPONSE']._serialized_start=1235
-  _globals['_SUSPENDTERMINALRESPONSE']._serialized_end=1323
-  _globals['_RESUMETERMINALREQUEST']._serialized_start=1325
-  _globals['_RESUMETERMINALREQUEST']._serialized_end=1440
-  _globals['_RESUMETERMINALRESPONSE']._serialized_start=1442
-  _globals['_RESUMETERMINALRESPONSE']._serialized_end=1529
-  _globals['_REVOKETERMINALREQUEST']._serialized_start=1531
-  _globals['_REVOKETERMINALREQUEST']._serialized_end=1646
-  _globals['_REVOKETERMINALRESPONSE']._serialized_start=1648
-  _globals['_REVOKETERMINALRESPONSE']._serialized_end=1735
-  _globals['_TERMINALSERVICE']._serialized_start=1901
-  _globals['_TERMINALSERVICE']._serialized_end=2561
+  _globals['_TERMINALENTRY']._serialized_end=316
+  _globals['_INVITETERMINALREQUEST']._serialized_start=319
+  _globals['_INVITETERMINALREQUEST']._serialized_end=487
+  _globals['_INVITETERMINALRESPONSE']._serialized_start=489
+  _globals['_INVITETERMINALRESPONSE']._serialized_end=576
+  _globals['_ENROLTERMINALREQUEST']._serialized_start=578
+  _globals['_ENROLTERMINALREQUEST']._serialized_end=696
+  _globals['_ENROLTERMINALRESPONSE']._serialized_start=699
+  _globals['_ENROLTERMINALRESPONSE']._serialized_end=831
+  _globals['_ROTATECERTIFICATEREQUEST']._serialized_start=833
+  _globals['_ROTATECERTIFICATEREQUEST']._serialized_end=917
+  _globals['_ROTATECERTIFICATERESPONSE']._serialized_start=919
+  _globals['_ROTATECERTIFICATERESPONSE']._serialized_end=1010
+  _globals['_ROTATESECRETREQUEST']._serialized_start=1012
+  _globals['_ROTATESECRETREQUEST']._serialized_end=1117
+  _globals['_ROTATESECRETRESPONSE']._serialized_start=1119
+  _globals['_ROTATESECRETRESPONSE']._serialized_end=1206
+  _globals['_LISTTERMINALSREQUEST']._serialized_start=1208
+  _globals['_LISTTERMINALSREQUEST']._serialized_end=1304
+  _globals['_LISTTERMINALSRESPONSE']._serialized_start=1306
+  _globals['_LISTTERMINALSRESPONSE']._serialized_end=1399
+  _globals['_SUSPENDTERMINALREQUEST']._serialized_start=1401
+  _globals['_SUSPENDTERMINALREQUEST']._serialized_end=1517
+  _globals['_SUSPENDTERMINALRESPONSE']._serialized_start=1519
+  _globals['_SUSPENDTERMINALRESPONSE']._serialized_end=1607
+  _globals['_RESUMETERMINALREQUEST']._serialized_start=1609
+  _globals['_RESUMETERMINALREQUEST']._serialized_end=1724
+  _globals['_RESUMETERMINALRESPONSE']._serialized_start=1726
+  _globals['_RESUMETERMINALRESPONSE']._serialized_end=1813
+  _globals['_REVOKETERMINALREQUEST']._serialized_start=1815
+  _globals['_REVOKETERMINALREQUEST']._serialized_end=1930
+  _globals['_REVOKETERMINALRESPONSE']._serialized_start=1932
+  _globals['_REVOKETERMINALRESPONSE']._serialized_end=2019
+  _globals['_TERMINALSERVICE']._serialized_start=2185
+  _globals['_TERMINALSERVICE']._serialized_end=2930
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,11 @@ class TerminalServiceStub:
                 request_serializer=pickgate_dot_v1_dot_terminal__service__pb2.RotateCertificateRequest.SerializeToString,
                 response_deserializer=pickgate_dot_v1_dot_terminal__service__pb2.RotateCertificateResponse.FromString,
                 _registered_method=True)
+        self.RotateSecret = channel.unary_unary(
+                '/pickgate.v1.TerminalService/RotateSecret',
+                request_serializer=pickgate_dot_v1_dot_terminal__service__pb2.RotateSecretRequest.SerializeToString,
+                response_deserializer=pickgate_dot_v1_dot_terminal__service__pb2.RotateSecretResponse.FromString,
+                _registered_method=True)
         self.ListTerminals = channel.unary_unary(
                 '/pickgate.v1.TerminalService/ListTerminals',
                 request_serializer=pickgate_dot_v1_dot_terminal__service__pb2.ListTerminalsRequest.SerializeToString,
@@ -84,8 +89,9 @@ class TerminalServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EnrolTerminal(self, request, context):
-        """Gives a certificate to whoever shows an invitation's token. Needs no certificate and no access token; over TLS, on a port for tokens.
-        A repeated call with the same key is safe while the invitation lasts: it gives another certificate in place of the first.
+        """Gives a certificate, a secret of the SM profile, or both, to whoever shows an invitation's token. Needs no certificate and no access
+        token; over TLS, on a port for tokens. Whatever the terminal was given before counts no more.
+        A repeated call with the same keys is safe while the invitation lasts: it gives others in place of the first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +100,14 @@ class TerminalServiceServicer:
     def RotateCertificate(self, request, context):
         """Gives a new certificate to a terminal that asks with its present one, which counts on until the next rotation. A repeated call is
         safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateSecret(self, request, context):
+        """Gives a new secret of the SM profile to a terminal that seals the request with its present one, which counts on until the next
+        rotation. A request that is not sealed is refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,7 +133,7 @@ class TerminalServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RevokeTerminal(self, request, context):
-        """Refuses a terminal, and all its certificates, for good; only a new invitation brings it back.
+        """Refuses a terminal, all its certificates and secrets, for good; only a new invitation brings it back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,6 +156,11 @@ def add_TerminalServiceServicer_to_server(servicer, server):
                     servicer.RotateCertificate,
                     request_deserializer=pickgate_dot_v1_dot_terminal__service__pb2.RotateCertificateRequest.FromString,
                     response_serializer=pickgate_dot_v1_dot_terminal__service__pb2.RotateCertificateResponse.SerializeToString,
+            ),
+            'RotateSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateSecret,
+                    request_deserializer=pickgate_dot_v1_dot_terminal__service__pb2.RotateSecretRequest.FromString,
+                    response_serializer=pickgate_dot_v1_dot_terminal__service__pb2.RotateSecretResponse.SerializeToString,
             ),
             'ListTerminals': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTerminals,
@@ -246,6 +265,33 @@ class TerminalService:
             '/pickgate.v1.TerminalService/RotateCertificate',
             pickgate_dot_v1_dot_terminal__service__pb2.RotateCertificateRequest.SerializeToString,
             pickgate_dot_v1_dot_terminal__service__pb2.RotateCertificateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pickgate.v1.TerminalService/RotateSecret',
+            pickgate_dot_v1_dot_terminal__service__pb2.RotateSecretRequest.SerializeToString,
+            pickgate_dot_v1_dot_terminal__service__pb2.RotateSecretResponse.FromString,
             options,
             channel_credentials,
             insecure,
