@@ -229,7 +229,7 @@ CHANGES: Final = Batch(
 TRANSFERS: Final = Batch(
     STORES,
     range(1, 3),
-    (*SKUS, 200),
+    (*SKUS, *SKUS, 200, 999),
     (1, 4, 30),
 )
 WAITS_S: Final = (0.1, 1.0, 3.0, 3.0, 4.0, 31.0, 59.0, 66.0, 240.0, 3600.0)
