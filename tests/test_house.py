@@ -191,3 +191,34 @@ def test_operations_names_the_store_errors_by_their_slugs() -> None:
     assert named == {
         error.slug for error in (StoreInUse, StoreBinaryMissing, SetupError, StoreSettings, StoreUnavailable)
     }
+
+
+# --- what is said to be shown -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["docs/threat-model.md", "SECURITY.md"])
+def test_what_is_said_to_be_tested_is_there(name: str) -> None:
+    """Files, commands and recipes that these documents name."""
+    named = re.findall(r"`([^`]+)`", (ROOT / name).read_text())
+    files = [one for one in named if re.match(r"(tests|engine|server|docs|examples)/", one)]
+    missing = [one for one in files if not (ROOT / one).exists()]
+    for module in (one.split()[2] for one in named if one.startswith("python -m ")):
+        places = (Path(*module.split(".")).with_suffix(".py"), Path(*module.split("."), "__main__.py"))
+        missing += [module] if not any((ROOT / place).exists() for place in places) else []
+    recipes = (ROOT / "Makefile").read_text()
+    for recipe in (one.split()[1] for one in named if one.startswith("make ")):
+        missing += [recipe] if f"\n{recipe}:" not in recipes else []
+    assert missing == []
+    assert len(named) > 5
+
+
+def test_every_attack_of_the_threat_model_names_the_test_that_shows_what_stops_it() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text()
+    section = text.partition("## What stops them\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")][2:]
+    assert len(rows) > 60
+    for row in rows:
+        attack, _, shown = row.strip("| ").split(" | ")
+        assert re.search(r"`tests/[a-z0-9_/]+/test_[a-z0-9_]+\.py`|`tests/test_[a-z0-9_]+\.py`", shown), (
+            attack
+        )
+    # One table: an empty line would end it for whoever reads it rendered.
+    assert len([part for part in section.strip().split("\n\n") if part.startswith("|")]) == 1
