@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from tests.engine.shop import BUNDLE, FAR_STORE, MALL, NEIGHBOUR, SKUS, START_MS, STORE
+from tests.engine.sm_terminals import PUBLIC
 
 # A FieldDescriptor: two classes, by the library's implementation.
 _Field: TypeAlias = Any
@@ -106,7 +107,7 @@ def _value(field: _Field, draw: random.Random) -> Any:
     if field.type == FieldDescriptor.TYPE_STRING:
         return _text(draw)
     if field.type == FieldDescriptor.TYPE_BYTES:
-        return _text(draw).encode()
+        return PUBLIC if draw.random() < 0.5 else _text(draw).encode()
     if field.enum_type is not None:
         return draw.choice([*(value.number for value in field.enum_type.values), 99])
     least, most = _INTEGER_BITS[field.type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -15,20 +15,38 @@ import pytest
 from engine import sm_profile
 from engine.claims import Suite, Version
 from engine.errors import PickgateError, Unauthenticated
-from engine.sm_profile import Opener, open_answer, seal_answer, seal_request
+from engine.ledger import database
+from engine.ledger.ledger import Ledger
+from engine.ledger.writer import Writer
+from engine.sm_profile import Opener, Sealed, open_answer, seal_answer, seal_request
 from engine.state.server import EmbeddedServer
+from engine.state.streams import Streams
 from ext.codec import hmac_sm3
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import types_pb2 as types_pb
-from server import hot, lane_methods, services, statuses
+from server import hot, lane_methods, ledger_services, services, statuses, terminal_services
+from server.authority import Authority, make_request, write_new
 from server.batches import Method, Outcome, Sorted
+from server.issuing import Issuing
+from server.ledger_access import LedgerAccess
 from tests.engine import proofs
 from tests.engine import shop as shops
 from tests.engine.shop import MALL, STORE, Shop
-from tests.engine.sm_terminals import give
+from tests.engine.sm_terminals import give, invite
 from tests.fuzz import messages
 
-NAMES: Final = sorted(services.METHODS)
+METHODS: Final[Mapping[str, Any]] = {
+    **services.METHODS,
+    **terminal_services.METHODS,
+    **ledger_services.METHODS,
+}
+"""Every method with one answer."""
+# One kind behind the other: an input of the corpus goes on meaning the same method.
+NAMES: Final = [
+    name
+    for kind in (services.METHODS, terminal_services.METHODS, ledger_services.METHODS)
+    for name in sorted(kind)
+]
 """The first byte of an input says which method, modulo their number."""
 
 
@@ -71,16 +89,51 @@ def requests(stack: ExitStack) -> Callable[[bytes], None]:
     """Every method of every service: an answer that its message can carry, or an error of the closed list."""
     shop = open_shop(stack)
     messages.KNOWN_TEXTS[:] = [text for pair in _codes(shop) for text in pair]
+    work_on = _desks(stack, shop)
 
     def check(data: bytes) -> None:
         if not data:
             return
         name = NAMES[data[0] % len(NAMES)]
-        answered = _told(lambda: services.answer(shop.deployment, services.METHODS[name], data[1:]))
+        answered = _told(lambda: work_on(name, data[1:]))
         if isinstance(answered, bytes):
             answer_of(name).FromString(answered)
 
     return check
+
+
+def _desks(stack: ExitStack, shop: Shop) -> Callable[[str, bytes], bytes]:
+    """Answers any method, as services.handlers have it: with a ledger that is written, and a CA for terminals that enrol."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pg-")))
+    url = database.sqlite_url(folder / "ledger.sqlite3")
+    ledger = Ledger.open(url, deployment_id=shop.deployment.constants.deployment_id, create=True)
+    stack.callback(ledger.close)
+    writer = Writer(Streams(shop.deployment.connection), ledger, now_ms=shop.deployment.now_ms)
+    writer.start()
+    while writer.step(block_ms=0):
+        pass
+    access = LedgerAccess(url, shop.deployment)
+    stack.callback(access.close)
+    authority = Authority.make("fuzz CA")
+    write_new(folder / "ca.pem", authority.pem)
+    write_new(folder / "ca-key.pem", authority.key_pem, secret=True)
+    issuing = Issuing(folder / "ca.pem", folder / "ca-key.pem", trust_domain="fuzz.example", days=1)
+    number, secret = give(shop.deployment, _TERMINAL)
+    # What asks for a secret's successor is sealed by it, for whatever the request says besides.
+    sealed = Sealed(_TERMINAL, number, b"", secret, bytes(16), bytes(32))
+    messages.KNOWN_TEXTS.extend((invite(shop.deployment, _TERMINAL), make_request().pem.decode()))
+
+    def work_on(name: str, data: bytes) -> bytes:
+        if name in terminal_services.METHODS:
+            asks = services._Asks(None, sealed)
+            method = terminal_services.METHODS[name]
+            return services._terminal_answer(shop.deployment, issuing, method, data, asks)
+        if name in ledger_services.METHODS:
+            asked = ledger_services.METHODS[name]
+            return services._ledger_answer(shop.deployment, access, asked, data, None)
+        return services.answer(shop.deployment, services.METHODS[name], data)
+
+    return work_on
 
 
 def answer_of(name: str) -> Any:
@@ -94,14 +147,15 @@ def request_seeds() -> Iterable[bytes]:
     """One message of each method, with every field set to something plausible."""
     draw = random.Random(1)
     for number, name in enumerate(NAMES):
-        message = services.METHODS[name].request()
+        message = METHODS[name].request()
         messages.fill(message, draw)
         yield bytes([number]) + message.SerializeToString()
 
 
 def request_class(number: int) -> Any:
     """The class of requests that the first byte of an input of `requests` chooses."""
-    return services.METHODS[NAMES[number % len(NAMES)]].request
+    request: Any = METHODS[NAMES[number % len(NAMES)]].request
+    return request
 
 
 # --- the hot lane -----------------------------------------------------------------------------------------------------
