@@ -93,7 +93,7 @@ _SETTINGS: Final[Mapping[str, str]] = {
     # A torn last write was never acknowledged: cut it and go on. Damage anywhere else refuses to start.
     "aof-load-truncated": "yes",
     "auto-aof-rewrite-percentage": "100",
-    "auto-aof-rewrite-min-size": "64mb",
+    "auto-aof-rewrite-min-size": "256mb",
     "maxmemory-policy": "noeviction",
     # Records live in hash buckets that must stay listpacks: a hash table costs over 60 bytes more for each code.
     "hash-max-listpack-value": "4096",

@@ -19,7 +19,7 @@ SETTINGS: Final = {
     "no-appendfsync-on-rewrite": "no",
     "aof-use-rdb-preamble": "yes",
     "auto-aof-rewrite-percentage": "100",
-    "auto-aof-rewrite-min-size": "64mb",
+    "auto-aof-rewrite-min-size": "256mb",
     "save": "",
     "maxmemory-policy": "noeviction",
 }
