@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import SetupError, StoreBinaryMissing, StoreInUse, StoreSettings, StoreUnavailable
+from engine.errors import (
+    SetupError,
+    StockFull,
+    StoreBinaryMissing,
+    StoreInUse,
+    StoreSettings,
+    StoreUnavailable,
+)
 from server.config import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,7 +196,8 @@ def test_operations_names_the_store_errors_by_their_slugs() -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
     named = set(re.findall(r"^\| ([A-Z_]+)\b", text, re.M))
     assert named == {
-        error.slug for error in (StoreInUse, StoreBinaryMissing, SetupError, StoreSettings, StoreUnavailable)
+        error.slug
+        for error in (StoreInUse, StoreBinaryMissing, SetupError, StockFull, StoreSettings, StoreUnavailable)
     }
 
 
