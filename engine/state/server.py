@@ -66,8 +66,9 @@ LOCK_WAIT_S: Final = 10.0
 """How long a start waits for the store of a dead predecessor to finish."""
 RESTART_WAIT_S_MIN: Final = 0.05
 RESTART_WAIT_S_MAX: Final = 5.0
-STEADY_AFTER_S: Final = 30.0
-"""A store that lived this long starts the next wait from the minimum again."""
+STEADY_AFTER_S: Final = 2.0
+"""A store that lived this long starts the next wait from the minimum again: one that is killed now and then is back at once, only
+one that ends as soon as it is started is started ever less often."""
 LOG_BYTES_MAX: Final = 4 * 1024 * 1024
 """store.log is renamed to store.log.1 past this size: at most twice this much is kept."""
 REWRITE_LOOK_S: Final = 0.1

@@ -148,9 +148,16 @@ class Rush:
     """
 
     def __init__(
-        self, counter: Counter, codes: Sequence[IssueAnswer], texts: Sequence[str], *, seed: int
+        self,
+        counter: Counter,
+        codes: Sequence[IssueAnswer],
+        texts: Sequence[str],
+        *,
+        seed: int,
+        pause_s: float = PAUSE_S,
     ) -> None:
         self.history = History()
+        self._pause_s = pause_s
         self.uids = [code.uid for code in codes]
         self._counter = counter
         jobs = []
@@ -174,6 +181,8 @@ class Rush:
     def _work(self, jobs: Sequence[_Job]) -> None:
         try:
             for job in jobs:
+                if not self._begin():
+                    return
                 while (
                     self.history.record(
                         job.verb,
@@ -184,7 +193,7 @@ class Rush:
                     )
                     is None
                 ):
-                    if self._giving_up.wait(PAUSE_S):
+                    if self._giving_up.wait(self._pause_s):
                         return
         except BaseException as error:
             self._errors.append(error)
@@ -254,7 +263,9 @@ class Rush:
         return books
 
 
-def open_rush(shop: Shop, counter: Counter, codes: int, *, seed: int) -> tuple[Rush, int]:
+def open_rush(
+    shop: Shop, counter: Counter, codes: int, *, seed: int, pause_s: float = PAUSE_S
+) -> tuple[Rush, int]:
     """Receive stock for `codes` codes and ten units besides, issue and show them; gives the rush, and the SKU."""
     sku_id = shop.sku(codes + 10)
     made = []
@@ -263,4 +274,4 @@ def open_rush(shop: Shop, counter: Counter, codes: int, *, seed: int) -> tuple[R
         chunk = shop.issue(sku_id, min(200, codes - start))
         made += chunk
         texts += shop.show(chunk)
-    return Rush(counter, made, texts, seed=seed), sku_id
+    return Rush(counter, made, texts, seed=seed, pause_s=pause_s), sku_id
