@@ -104,10 +104,11 @@ test: setup ## All tests (the long ones in their short form)
 soak: setup ## All tests in their long form
 	@PICKGATE_SOAK=1 $(PYTEST_PARALLEL) $(ARGS)
 
-bench: setup ## Benchmarks: ratios in one run; without ARGS, a million live codes besides, kept and lost (some minutes)
+bench: setup ## Benchmarks: ratios in one run; without ARGS, a million live codes besides, kept and lost, and the ledger's lag (some minutes)
 	@status=0; $(PY) -m tests.bench $(ARGS) || status=$$?; \
 		$(if $(ARGS),,echo; $(PY) -m tests.bench.million || status=$$((status ? status : $$?)); \
-			echo; $(PY) -m tests.bench.rebuild || status=$$((status ? status : $$?));) exit $$status
+			echo; $(PY) -m tests.bench.rebuild || status=$$((status ? status : $$?)); \
+			echo; $(PY) -m loadtests lag || status=$$((status ? status : $$?));) exit $$status
 
 ratios: setup ## Guarded ratios of one run (a minute): fails where one has become 1.5 times worse; figures in build/bench/
 	@$(PY) -m tests.bench --guard

@@ -242,7 +242,7 @@ def _lag(console: Console, asked: argparse.Namespace, folder: Path) -> int:
         Recorded(folder / Recorded.name, tcp=asked.socket == "tcp") as stack,
         Subject(stack, seed=asked.seed, connections=asked.connections) as subject,
     ):
-        found = lags.lag(subject, stack.data_dir, asked.rate, asked.seconds)
+        found = lags.lag(subject, stack, asked.rate, asked.seconds)
     checks.show(console, "The ledger beside redemptions", ("", ""), found.rows())
     return _finish(console, asked, "lag", found.as_json(), found.checks())
 

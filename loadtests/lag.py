@@ -19,6 +19,7 @@ from loadtests.books import Behind
 from loadtests.checks import Check
 from loadtests.openloop import poisson_arrivals
 from loadtests.runs import Run
+from loadtests.stacks import Recorded
 from loadtests.subject import Subject
 
 
@@ -32,6 +33,8 @@ class Lag:
     """At each look while calls came: how old the oldest event is that the ledger lacks."""
     caught_up_s: float = 0.0
     """How long after the last answer the ledger had everything."""
+    writer_cpu_s: float = 0.0
+    """Processor time of the ledger's writer for all of them."""
     missing: int = 0
     """Redemptions that were acknowledged and are not in the ledger at last."""
 
@@ -62,6 +65,7 @@ class Lag:
             ["p99", f"{ordered[len(ordered) * 99 // 100] * 1e3:.0f} ms"],
             ["most", f"{ordered[-1] * 1e3:.0f} ms"],
             ["looks", f"{len(self.lags_s):,}"],
+            ["processor of the writer, an event", f"{self.writer_cpu_s / max(1, self.run.good) * 1e6:.0f} µs"],
             ["complete after the last answer", f"{self.caught_up_s * 1e3:.0f} ms"],
             ["", self.run.own_limit()],
         ]  # fmt: skip
@@ -133,17 +137,20 @@ class Look:
         return len(set(acknowledged) - self._behind.redeemed())
 
 
-def lag(subject: Subject, data_dir: Path, rate_per_s: float, seconds: float) -> Lag:
-    """Redeem at a rate for so long, and look at the ledger meanwhile."""
+def lag(subject: Subject, stack: Recorded, rate_per_s: float, seconds: float) -> Lag:
+    """Redeem at a rate for so long, and look at the ledger meanwhile. stack: the subject's."""
+    data_dir = stack.data_dir
     arrivals = poisson_arrivals(rate_per_s, seconds, 1)
     subject.stock_up(len(arrivals))
     with Look(data_dir) as before:
         before.end()
         before.wait_until_complete()  # the codes have been issued just now
+    cpu_s = stack.writer_cpu_s()
     with Look(data_dir) as look:
         run = subject.open_at(arrivals)
         look.end()
         found = Lag(rate_per_s, run, list(look.lags_s))
         found.caught_up_s = look.wait_until_complete()
+        found.writer_cpu_s = stack.writer_cpu_s() - cpu_s
         found.missing = look.missing(subject.acknowledged)
     return found

@@ -243,6 +243,17 @@ class Recorded(Ours):
         """See Stack."""
         return {"PICKGATE_PASSPHRASE": secrets.token_hex(16)}
 
+    def writer_cpu_s(self) -> float:
+        """Processor time that the ledger's writer has used. Raises StackFailed when there is none."""
+        try:
+            for member in _family(self.pid):
+                if member.cmdline()[-2:] == ["ledger", "run"]:
+                    times = member.cpu_times()
+                    return float(times.user + times.system)
+        except psutil.Error as error:
+            raise StackFailed(f"the ledger's writer can't be looked at ({error})") from None
+        raise StackFailed("the ledger's writer does not run")
+
 
 class Comparison(Stack):
     """`python -m loadtests.comparison` with its store."""

@@ -12,7 +12,18 @@ from itertools import repeat
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, func, insert, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    and_,
+    bindparam,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from engine.errors import DeploymentMismatch
@@ -70,6 +81,7 @@ class Ledger:
         # of rows would cost more than the database does.
         self._insert_events = str(insert(EVENTS).compile(dialect=engine.dialect))
         self._insert_orders = str(insert(ORDERS).compile(dialect=engine.dialect))
+        self._move_heads = str(_MOVE_HEAD.compile(dialect=engine.dialect))
         self._days: dict[int, int] = {}
         """The last day of each partition that this process knows to be in the table of days."""
         self._day_tables: set[int] = set()
@@ -149,18 +161,30 @@ class Ledger:
             place = Place(following[-1].epoch, following[-1].seq)
             moved[partition] = Head(place, head.rows + len(following), links[-1])
         self._make_day_tables({row.at_ms // DAY_MS for row in made if row.partition != CONTROL})
-        orders = [order for row in made if (order := rows.order_row(row)) is not None]
+        orders = [order for row in made if row.type in rows.MAKING and (order := rows.order_row(row))]
         known, self._days = self._days, {}  # of no use if this fails: another may have been faster
         with database.writing(self.engine) as connection:
             # The heads first: whoever has moved them owns their partitions until the commit, in one order for all.
-            for partition, head in moved.items():
-                _move_head(connection, partition, heads[partition], head)
+            self._move(connection, {partition: (heads[partition], head) for partition, head in moved.items()})
             connection.exec_driver_sql(self._insert_events, made)
             if orders:
                 connection.exec_driver_sql(self._insert_orders, orders)
             _keep_days(connection, made, known)
         self._days = known
         return moved
+
+    def _move(self, connection: Connection, moves: Mapping[int, tuple[Head, Head]]) -> None:
+        """Move heads from where they must be; all in one statement, since a live round has a few events of every partition."""
+        for partition, (before, after) in moves.items():
+            if before.rows == 0:
+                _begin_partition(connection, partition, after)
+        values = [
+            (*after.place, after.rows, after.link, partition, *before.place, before.link)
+            for partition, (before, after) in moves.items()
+            if before.rows
+        ]
+        if values and connection.exec_driver_sql(self._move_heads, values).rowcount != len(values):
+            raise HeadMoved
 
     def make_ahead(self, now_ms: int) -> None:
         """Make what the coming days need, so that no event has to wait for it. Raises LedgerUnavailable."""
@@ -306,24 +330,22 @@ def _begin_ledger(connection: Connection, deployment_id: str, algorithm: str) ->
     return _facts(connection)
 
 
-def _move_head(connection: Connection, partition: int, before: Head, after: Head) -> None:
-    values = {"epoch": after.place.epoch, "seq": after.place.seq, "rows": after.rows, "link": after.link}
-    if before.rows == 0:
-        try:
-            with connection.begin_nested():
-                connection.execute(insert(HEADS).values(partition=partition, **values))
-        except IntegrityError:
-            raise HeadMoved from None
-        return
-    changed = connection.execute(
-        update(HEADS)
-        .where(
-            HEADS.c.partition == partition,
-            HEADS.c.epoch == before.place.epoch,
-            HEADS.c.seq == before.place.seq,
-            HEADS.c.link == before.link,
-        )
-        .values(**values)
+_MOVE_HEAD: Final = (
+    update(HEADS)
+    .where(
+        HEADS.c.partition == bindparam("of"),
+        HEADS.c.epoch == bindparam("from_epoch"),
+        HEADS.c.seq == bindparam("from_seq"),
+        HEADS.c.link == bindparam("from_link"),
     )
-    if changed.rowcount != 1:
-        raise HeadMoved
+    .values({name: bindparam(f"to_{name}") for name in ("epoch", "seq", "rows", "link")})
+)
+
+
+def _begin_partition(connection: Connection, partition: int, head: Head) -> None:
+    values = {"epoch": head.place.epoch, "seq": head.place.seq, "rows": head.rows, "link": head.link}
+    try:
+        with connection.begin_nested():
+            connection.execute(insert(HEADS).values(partition=partition, **values))
+    except IntegrityError:
+        raise HeadMoved from None

@@ -12,7 +12,8 @@ from engine.state.streams import CONTROL, Entry, unpack_fields
 CONTROL_TYPE: Final = 0
 """Type of a control event's row; EventType begins at 1."""
 
-_MAKING: Final = frozenset({EventType.ISSUED, EventType.HELD})
+MAKING: Final = frozenset({EventType.ISSUED, EventType.HELD})
+"""Types of events that make a code for an order."""
 _ORDER_LEN: Final = layouts.RECORD.names.index("order_len")
 _COUNTS: Final = tuple(layouts.RECORD.names.index(name) for name in ("n_lines", "n_bundles", "n_requests"))
 _SIZES: Final = (layouts.LINE.size, layouts.BUNDLE.size, 12)
@@ -77,7 +78,7 @@ def event_row(partition: int, entry: Entry, link: bytes) -> EventRow:
 
 def order_row(row: EventRow) -> OrderRow | None:
     """The row of ORDERS that goes with an event; None for one that makes no code."""
-    if row.type not in _MAKING or row.uid is None:
+    if row.type not in MAKING or row.uid is None:
         return None
     data = row.data
     record_at = layouts.EVENT.size + int.from_bytes(data[layouts.EVENT.size - 2 : layouts.EVENT.size], "big")

@@ -5,8 +5,9 @@ What it reads must follow: numbers count one by one, an epoch begins with its ow
 the same bytes. Anything else is an alarm (LedgerConflict): nothing more is written until somebody has looked, since each of the two
 would be evidence against the other.
 
-One round: read the streams; see that it follows; tell the store the mark of the round before, which with durability `replicated`
-waits for the replicas (engine.state.streams.Streams.mark); commit. The store drops events only behind a committed mark.
+One round: read the streams; see that it follows; with durability `replicated` tell the store the mark of the round before, which
+waits for the replicas (engine.state.streams.Streams.mark); commit. Else the mark is told once a second: it is a write of the store, which is
+flushed to its disk, and calls wait for that. The store drops events only behind a committed mark.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LINGER_S: Final = 0.05
 LITTLE: Final = 512
 """Events of a round, below which it lingers."""
 PUBLISH_S: Final = 1.0
-"""How often the store is told how far the ledger has come; servers look each second (limits.CONTROL_POLL_S)."""
+"""How often the store is told how far the ledger has come, and may drop what is older; servers look each second (limits.CONTROL_POLL_S)."""
 ATTEMPTS_S: Final = 1.0
 """How often refused attempts are copied: more than the store keeps of a partition's come in a second only in a flood."""
 OVERLAP: Final = 256
@@ -129,8 +130,9 @@ class Writer:
         for number, entries in found.items():
             self._see_that_they_follow(number, entries)
         if found:
-            # Before the commit, and with what was committed before: the replicas then have what was read.
-            self._streams.mark({number: self._heads[number].place for number in found})
+            if self._streams.replicated:
+                # Before the commit, and with what was committed before: the replicas then have what was read.
+                self._streams.mark({number: self._heads[number].place for number in found})
             try:
                 self._heads |= self._ledger.append(self._heads, found)
             except HeadMoved:
@@ -157,7 +159,7 @@ class Writer:
 
     def _publish_when_due(self) -> None:
         now_s = self._monotonic_s()
-        if now_s - self._published_at_s < PUBLISH_S or not self.caught_up_ms:
+        if now_s - self._published_at_s < PUBLISH_S:
             return
         news = {
             number: head.place
@@ -167,8 +169,9 @@ class Writer:
         if news:
             self._streams.mark(news)
             self._marked |= news
-        self._streams.publish(caught_up_ms=self.caught_up_ms)
-        self._published_at_s = now_s
+        if self.caught_up_ms:
+            self._streams.publish(caught_up_ms=self.caught_up_ms)
+            self._published_at_s = now_s
 
     def _sign_when_due(self) -> None:
         now_s = self._monotonic_s()
@@ -186,17 +189,23 @@ class Writer:
     # --- seeing that all is right -----------------------------------------------------------------------------
     def _see_that_they_follow(self, number: int, entries: Sequence[Entry]) -> None:
         """Numbers count one by one; a new epoch begins with its own event, behind the last one of the ledger."""
-        before = self._heads[number].place
+        head = self._heads[number].place
+        last_epoch, last_seq = head
         for entry in entries:
-            place = Place(entry.epoch, entry.seq)
+            epoch, seq, _ = entry
+            # Nearly all of them, and the rest is not cheap: this runs for every event.
+            if epoch == last_epoch and seq == last_seq + 1:
+                last_seq = seq
+                continue
+            before = Place(last_epoch, last_seq)
             if not follows(before, entry):
                 raise LedgerConflict(
-                    f"partition {number}: event {place} follows {before} in the store, with a gap: events were lost or"
+                    f"partition {number}: event {epoch}-{seq} follows {before} in the store, with a gap: events were lost or"
                     " deleted before the ledger had them; compare with a backup of the store, and rebuild what is left"
                 )
-            if place.epoch > max(before.epoch, 1) and before == self._heads[number].place:
+            if epoch > max(last_epoch, 1) and before == head:
                 self._see_overlap(number, self._heads[number])
-            before = place
+            last_epoch, last_seq = epoch, seq
 
     def _see_overlap(self, number: int, head: Head) -> None:
         """What both have must be the same, and the store must have what the ledger has last."""

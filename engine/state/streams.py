@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from engine import limits
 from engine.errors import PickgateError
 from engine.state import forgeries, scripts
-from engine.state.connection import Call, Connection
+from engine.state.connection import Call, Connection, Durability
 from engine.state.events import EventType
 from engine.state.forgeries import Told
 from engine.state.keys import ControlKeys
@@ -114,6 +114,11 @@ class Streams:
         self._facts = control.meta
         self.unread: frozenset[int] = frozenset()
         """Partitions that the last `read` could not look at, because their server did not answer in time."""
+
+    @property
+    def replicated(self) -> bool:
+        """Whether what is acknowledged is on replicas, so that nothing may be taken that they might lack (`mark`)."""
+        return self._connection.durability is Durability.REPLICATED
 
     @property
     def numbers(self) -> tuple[int, ...]:
