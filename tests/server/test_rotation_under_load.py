@@ -340,7 +340,7 @@ class _Calls:
                 code = error.code()
                 if code is not grpc.StatusCode.UNAVAILABLE or tries >= TRIES:
                     raise
-                self._two.pause.wait(0.2)
+                self._two.pause.wait(0.5)
         raise AssertionError
 
 
