@@ -7,6 +7,7 @@ life (engine.transitions).
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -517,18 +518,21 @@ class Held:
 
 
 def read_store(deployment: Deployment) -> Held:
-    """Read everything that events add up to."""
+    """Read everything that events add up to, in two exchanges: which keys there are, and what is in them."""
     held = Held()
     connection = deployment.connection
-    for names in connection.partitions:
-        prefix = b"{" + names.tag + b"}"
-        [keys] = connection.read([("KEYS", prefix + b"[cs]*")])
-        commands: list[tuple[Any, ...]] = [("HGETALL", key) for key in (*keys, names.evidence, names.transit)]
+    prefixes = [b"{" + names.tag + b"}" for names in connection.partitions]
+    keys_of = connection.read([("KEYS", prefix + b"[cs]*") for prefix in prefixes])
+    commands: list[tuple[Any, ...]] = []
+    for names, keys in zip(connection.partitions, keys_of, strict=True):
+        commands += [("HGETALL", key) for key in (*keys, names.evidence, names.transit)]
         commands += [
             ("HMGET", names.meta, "epoch", "seq"),
             ("ZRANGE", names.reviews, 0, -1, "WITHSCORES"),
         ]
-        *hashes, number, reviews = connection.read(commands)
+    replies = iter(connection.read(commands))
+    for prefix, keys in zip(prefixes, keys_of, strict=True):
+        *hashes, number, reviews = itertools.islice(replies, len(keys) + 4)
         for key, entries in zip(keys, map(_pairs, hashes[:-2]), strict=True):
             for name, value in entries.items():
                 if key.startswith(prefix + b"c"):

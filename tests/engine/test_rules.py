@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Callable
 from itertools import product
@@ -67,11 +68,16 @@ def test_the_document_links_tests() -> None:
     assert len(linked_tests()) > 30
 
 
+@functools.cache
+def names_in(file: str) -> set[str]:
+    """Of functions and classes."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
 @pytest.mark.parametrize(("file", "function"), sorted(set(linked_tests())))
 def test_every_test_that_the_document_names_exists(file: str, function: str) -> None:
-    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    assert function in names
+    assert function in names_in(file)
 
 
 # --- the table of a code's life ---------------------------------------------------------------------------------------

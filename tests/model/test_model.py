@@ -344,11 +344,9 @@ class Engine(RuleBasedStateMachine):
         self.put_catalogue(entries)
         if VOUCHING[vouching]:
             self.put_another_provider(vouching)
-        for store_id in STORES:
-            for sku in SKUS:
-                self.stock_all(store_id, sku, StockChange.RECEIVE, 20)
-                if baseline:
-                    self.stock_all(store_id, sku, StockChange.BASELINE, baseline)
+        self.stock_all(StockChange.RECEIVE, 20)
+        if baseline:
+            self.stock_all(StockChange.BASELINE, baseline)
         for n, version in enumerate((None, *Version, Version.STATIC)):
             details = (2, 0, STORES[n % 3], ORDERS[n], version, Channel.ONLINE, 0)
             self.make(0, n == 0, [details])
@@ -356,9 +354,13 @@ class Engine(RuleBasedStateMachine):
         self.put_another_store(2001, shop)
         self.take_turns(seed, turns)
 
-    def stock_all(self, store_id: int, sku: int, change: StockChange, amount: int) -> None:
-        request = StockRequest(MALL, self.new_id(), store_id, sku, change, amount)
-        self.same(stock.change(self.opened[0], [request]), self.model.change([request]))
+    def stock_all(self, change: StockChange, amount: int) -> None:
+        requests = [
+            StockRequest(MALL, self.new_id(), store_id, sku, change, amount)
+            for store_id in STORES
+            for sku in SKUS
+        ]
+        self.same(stock.change(self.opened[0], requests), self.model.change(requests))
 
     def put_store(self, store_id: int, fields: dict[str, Any]) -> None:
         put = store(store_id, **fields)
