@@ -117,8 +117,14 @@ class _Owner:
 
     def _run(self) -> None:
         while self._wakes.get():
-            while self._fly(self):
-                pass
+            try:
+                while self._fly(self):
+                    pass
+            except Exception:
+                # A defect of this file, and yet the owner has its thread: the next call wakes it.
+                _log.exception("owner %d failed; going on", self.number)
+                with self.lock:
+                    self.idle = True
 
 
 class Owners:
