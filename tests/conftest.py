@@ -24,7 +24,7 @@ settings.load_profile("soak" if os.environ.get("PICKGATE_SOAK") == "1" else "sho
 StoreFactory = Callable[..., EmbeddedServer]
 
 LONGEST = ("test_demo.py", "test_readme.py", "test_model.py")
-"""Files whose tests take most of a minute each, though they mostly wait."""
+"""Files with a test that takes most of a minute, most of it waiting or in one process."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
