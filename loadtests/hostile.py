@@ -24,7 +24,7 @@ from loadtests import behaviours, bounds
 from loadtests.checks import Check
 from loadtests.openloop import poisson_arrivals
 from loadtests.runs import Run
-from loadtests.stacks import ROOT, Stack, StackFailed
+from loadtests.stacks import ROOT, Stack, StackFailed, Usage
 from loadtests.subject import Subject, Watcher
 from loadtests.supply import MALL, PAYLOAD_LIFE_S
 from loadtests.wire import frames
@@ -35,7 +35,7 @@ from pickgate.v1 import redemption_service_pb2 as redemption_pb
 RENDERED: Final = 8
 RENDERED_MOST: Final = 24 * 3600 // PAYLOAD_LIFE_S
 """Payloads of an answer that is not read: 0.9 KB; and as many as there may be, 14 KB."""
-HEADS: Final = ("beside", "what was done", "what came back", "others: REDEEMED", "p50", "p99")
+HEADS: Final = ("beside", "what was done", "what came back", "server's CPU", "others: REDEEMED", "p50", "p99")
 
 
 @dataclass
@@ -46,6 +46,8 @@ class Part:
     did: Mapping[str, int]
     told: Mapping[str, int]
     run: Run
+    cpu_share: float = 0.0
+    """Of one core, used by the service without its store."""
 
 
 @dataclass
@@ -53,9 +55,9 @@ class Hostile:
     """What was found."""
 
     seconds: float
-    before: Run
+    before: Part
     parts: list[Part] = field(default_factory=list)
-    after: Run | None = None
+    after: Part | None = None
     rss_before_bytes: int = 0
     rss_most_bytes: int = 0
     descriptors_before: int = 0
@@ -67,7 +69,11 @@ class Hostile:
     @property
     def runs(self) -> list[Run]:
         """Of the honest load, in order."""
-        return [self.before, *(part.run for part in self.parts), *([self.after] if self.after else [])]
+        return [part.run for part in self._all]
+
+    @property
+    def _all(self) -> list[Part]:
+        return [self.before, *self.parts, *([self.after] if self.after else [])]
 
     def checks(self) -> list[Check]:
         """What it passes and fails by."""
@@ -75,7 +81,7 @@ class Hostile:
             sum(getattr(run, name) for run in self.runs) for name in ("planned", "sent", "good")
         )
         worst = max(self.parts, key=lambda part: _p99_ms(part.run))
-        p99_max_ms = bounds.HOSTILE_P99_TIMES * (_p99_ms(self.before) + bounds.HOSTILE_P99_SLACK_MS)
+        p99_max_ms = bounds.HOSTILE_P99_TIMES * (_p99_ms(self.before.run) + bounds.HOSTILE_P99_SLACK_MS)
         rss_max = self.rss_before_bytes * bounds.HOSTILE_RSS_TIMES + bounds.HOSTILE_RSS_SLACK_BYTES
         share = min(1.0, self.seconds / bounds.HOSTILE_SECONDS)
         wanted = {
@@ -115,11 +121,7 @@ class Hostile:
 
     def rows(self) -> list[list[str]]:
         """For the table."""
-        rows = [_row("nobody else", {}, {}, self.before)]
-        rows += [_row(part.name, part.did, part.told, part.run) for part in self.parts]
-        if self.after is not None:
-            rows.append(_row("nobody any more", {}, {}, self.after))
-        return rows
+        return [_row(part) for part in self._all]
 
     def as_json(self) -> dict[str, Any]:
         """For the report."""
@@ -128,13 +130,14 @@ class Hostile:
         return {"rows": rows, "generator": own, "runs": [run.as_json() for run in self.runs]}
 
 
-def _row(name: str, did: Mapping[str, int], told: Mapping[str, int], run: Run) -> list[str]:
-    at = run.percentiles_ms()
+def _row(part: Part) -> list[str]:
+    at = part.run.percentiles_ms()
     return [
-        name,
-        _listed(did),
-        _listed(told),
-        f"{run.good:,} of {run.sent:,}",
+        part.name,
+        _listed(part.did),
+        _listed(part.told),
+        f"{part.cpu_share:.0%}",
+        f"{part.run.good:,} of {part.run.sent:,}",
         *(f"{at.get(quantile, float('nan')):.1f} ms" for quantile in ("p50", "p99")),
     ]
 
@@ -227,7 +230,7 @@ def hostile(
     """Honest callers at a rate, for so long beside each behaviour, and before and after them all. Raises StackFailed."""
     stack = subject.stack
     subject.open(rate_per_s, min(2.0, seconds))  # warm
-    found = Hostile(seconds, subject.open(rate_per_s, seconds))
+    found = Hostile(seconds, _alone(subject, "nobody else", rate_per_s, seconds))
     found.pids_before, found.descriptors_before = stack.pids, stack.usage().descriptors
     with Watcher(stack) as watcher, Offender(stack.address) as offender:
         for number, name in enumerate(names):
@@ -238,15 +241,29 @@ def hostile(
             subject.stock_up(len(arrivals) + cancelled + 1)
             *redeems, last = subject.spare(cancelled + 1)
             offender.begin(name, seconds, [request for _, request in redeems], _questions(*last))
+            before = stack.usage()
             run = subject.open_at(arrivals, codes=0)
-            found.parts.append(Part(name, *offender.end(seconds + bounds.DRAIN_S), run))
+            told = offender.end(seconds + bounds.DRAIN_S)
+            found.parts.append(Part(name, *told, run, _share(before, stack.usage())))
     found.rss_before_bytes = watcher.seen[0].rss_bytes
     found.rss_most_bytes = max(usage.rss_bytes for usage in watcher.seen)
-    found.after = subject.open(rate_per_s, seconds)
+    found.after = _alone(subject, "nobody any more", rate_per_s, seconds)
     found.healthy = _healthy(stack.address)
     found.descriptors_after = _settled(stack, found.descriptors_before)
     found.pids_after = stack.pids
     return found
+
+
+def _alone(subject: Subject, name: str, rate_per_s: float, seconds: float) -> Part:
+    arrivals = poisson_arrivals(rate_per_s, seconds, 0)
+    subject.stock_up(len(arrivals))
+    before = subject.stack.usage()
+    run = subject.open_at(arrivals, codes=0)
+    return Part(name, {}, {}, run, _share(before, subject.stack.usage()))
+
+
+def _share(before: Usage, after: Usage) -> float:
+    return (after.cpu_s - before.cpu_s) / (after.at_s - before.at_s)
 
 
 def _healthy(target: str) -> bool:

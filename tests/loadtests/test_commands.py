@@ -213,10 +213,12 @@ def test_hostile_callers_are_judged_by_the_server_and_the_others() -> None:
     def calls(latency_ms: float, good: int = 100) -> Run:
         return step("pickgate", 50, latency_ms, good=good).run
 
+    alone = hostile.Part("nobody else", {}, {}, calls(5))
+
     def judge(*beside: Run, **facts: Any) -> set[str]:
         parts = [hostile.Part("pings", {"connections": 1, "pings": 10_000}, {}, run) for run in beside]
         usual: dict[str, Any] = {"pids_before": [1], "pids_after": [1], "healthy": True}
-        found = hostile.Hostile(8.0, calls(5), parts, calls(5), **(usual | facts))
+        found = hostile.Hostile(8.0, alone, parts, alone, **(usual | facts))
         return {check.name for check in found.checks() if check.failed}
 
     assert judge(calls(49)) == set()
@@ -227,7 +229,7 @@ def test_hostile_callers_are_judged_by_the_server_and_the_others() -> None:
     assert judge(calls(5), descriptors_after=1) == {"descriptors afterwards"}
     assert judge(calls(5), rss_most_bytes=2**27) == {"memory of the service"}
     few = hostile.Part("pings", {"connections": 9_000, "pings": 9_000}, {}, calls(5))
-    found = hostile.Hostile(8.0, calls(5), [few], calls(5), pids_before=[1], pids_after=[1], healthy=True)
+    found = hostile.Hostile(8.0, alone, [few], alone, pids_before=[1], pids_after=[1], healthy=True)
     assert [check.name for check in found.checks() if check.failed] == ["pings sent"]
 
 
