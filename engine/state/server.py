@@ -65,7 +65,9 @@ STOP_TIMEOUT_S_DEFAULT: Final = 30.0
 LOCK_WAIT_S: Final = 10.0
 """How long a start waits for the store of a dead predecessor to finish."""
 RESTART_WAIT_S_MIN: Final = 0.05
-RESTART_WAIT_S_MAX: Final = 5.0
+RESTART_WAIT_S_MAX: Final = 2.0
+"""Of the waits, which double from the minimum: one that is killed as soon as it is back, again and again, is back within five
+seconds all the same."""
 STEADY_AFTER_S: Final = 2.0
 """A store that lived this long starts the next wait from the minimum again: one that is killed now and then is back at once, only
 one that ends as soon as it is started is started ever less often."""

@@ -20,6 +20,7 @@ import pytest
 
 from engine.deployment import Deployment
 from engine.state.events import EventType
+from engine.state.server import STEADY_AFTER_S
 from pickgate.v1 import code_service_pb2_grpc as code_grpc
 from pickgate.v1 import redemption_service_pb2_grpc as redemption_grpc
 from server.client import Client
@@ -231,13 +232,17 @@ def test_the_store_of_two_workers_dies_in_a_rush(crew: Serving) -> None:
     with crew.open_beside() as deployment, ExitStack() as stack:
         clients, _ = connect(stack, crew)
         workers = crew.workers
+        steady_s = 0.0
         for turn in range(KILLS):
+            # One that is killed sooner is taken for one that can't start, and waits.
+            until(lambda: time.monotonic() > steady_s, "the store has lived for a while")  # noqa: B023
             with a_round(deployment, clients, turn) as made:
                 calls = made.reach_a_moment()
                 os.kill(store_pid(crew), signal.SIGKILL)
                 killed_s = time.monotonic()
                 made.rush.go_on()
                 taken_s.append(made.until_all_are_served(killed_s))
+                steady_s = time.monotonic() + STEADY_AFTER_S
                 made.rush.reach(calls + 4 * LET_IN)
         assert crew.workers == workers
     judge("the store of two workers", taken_s)
