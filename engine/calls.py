@@ -51,8 +51,8 @@ class IssueRequest:
     """Ask for a code. One of a batch; the request id's scope is (mall, issue).
 
     `version` None leaves the pickup mode to the policy of the SKUs. `ttl_s` 0 means what the policy says (48 h).
-    `amount_fen` is what was paid, `splits` how it is shared out at redemption: no more than was paid. `actor` names who
-    caused it, for the event (for example `mall:7`).
+    `amount_fen` is what was paid, `splits` how it is shared out at redemption: no more than was paid, and to each payee once in each
+    role and level. `actor` names who caused it, for the event (for example `mall:7`).
     """
 
     mall_id: int
@@ -93,6 +93,16 @@ class IssueRequest:
             raise InvalidInput(
                 f"splits has {len(self.splits)} items; expected at most {limits.SPLITS_MAX}", field="splits"
             )
+        parties: set[tuple[str, str, int]] = set()
+        for index, split in enumerate(self.splits):
+            party = (split.payee, split.role, split.level)
+            if party in parties:
+                raise InvalidInput(
+                    f"splits[{index}] names payee {split.payee!r} as {split.role!r} at level {split.level} once more; expected each in one"
+                    " split only",
+                    field=f"splits[{index}]",
+                )
+            parties.add(party)
         total_fen = sum(split.amount_fen for split in self.splits)
         if total_fen > self.amount_fen:
             raise InvalidInput(

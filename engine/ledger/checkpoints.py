@@ -95,11 +95,11 @@ def read_all(
 ) -> list[Checkpoint | Unsound]:
     """What was signed, the furthest first; the states themselves are looked at by `check` and `begin`."""
     rows = connection.execute(select(CHECKPOINTS).order_by(*_FURTHEST)).all()
-    return [_statement(ledger, row.number, row.statement, bytes(row.signature), key) for row in rows]
+    return [_statement(ledger, row.number, row.statement, row.signature, key) for row in rows]
 
 
 def _statement(
-    ledger: Ledger, number: int, text: str, signature: bytes, key: Ed25519PublicKey | None
+    ledger: Ledger, number: int, text: str, signature: bytes | str, key: Ed25519PublicKey | None
 ) -> Checkpoint | Unsound:
     source = f"checkpoint {number}"
     if key is None:

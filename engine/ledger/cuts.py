@@ -65,7 +65,7 @@ def read_cut(connection: Connection, ledger: Ledger, key: Ed25519PublicKey | Non
     unsound = None
     if key is None:
         unsound = Unsound(source, "there is no public key to verify it with")
-    elif not is_signed(key, _LABEL, row.statement, bytes(row.signature)):
+    elif not is_signed(key, _LABEL, row.statement, row.signature):
         unsound = Unsound(source, f"it is not signed by the key {key_name(key)}")
     try:
         said = json.loads(row.statement)

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from engine.errors import SetupError
+from engine.ledger import database
 from engine.ledger.ledger import Head
 from engine.state.streams import Place
 
@@ -71,10 +72,10 @@ def sign_text(key: Ed25519PrivateKey, label: str, text: str) -> bytes:
     return key.sign(label.encode() + b"\0" + text.encode())
 
 
-def is_signed(key: Ed25519PublicKey, label: str, text: str, signature: bytes) -> bool:
-    """Whether a statement of a kind is signed by a key."""
+def is_signed(key: Ed25519PublicKey, label: str, text: str | bytes, signature: bytes | str) -> bool:
+    """Whether a statement of a kind is signed by a key; both as a column has them, whatever somebody has put there."""
     try:
-        key.verify(signature, label.encode() + b"\0" + text.encode())
+        key.verify(database.raw(signature), label.encode() + b"\0" + database.raw(text))
     except InvalidSignature:
         return False
     return True
@@ -219,17 +220,26 @@ def read(folder: Path, key: Ed25519PublicKey) -> Iterator[Statement | Unsound]:
     """The statements that matter: the last of each day, and all of the newest day.
 
     A statement covers all before it, so an older one of the same day says nothing more. Lines that a power cut tore (that are not
-    JSON) are passed over; one that is whole and not signed by `key` is Unsound.
+    JSON) are passed over; one that is whole and not signed by `key` is Unsound. Raises SetupError when a file can't be read.
     """
     files = sorted(folder.glob("*.jsonl"))
     for path in files:
         lines = [
             (f"{path.name}:{number}", fields)
-            for number, line in enumerate(path.read_bytes().split(b"\n"), start=1)
+            for number, line in enumerate(_content(path).split(b"\n"), start=1)
             if (fields := _fields(line)) is not None
         ]
         for source, fields in lines if path == files[-1] else lines[-1:]:
             yield _statement(source, fields, key)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SetupError(
+            f"the signed heads {path} can't be read: {error.strerror}", field="ledger_heads_dir"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,7 +213,11 @@ def verify_piece(
 
 
 def _numbers_with_rows(connection: Connection) -> list[int]:
-    return list(connection.execute(select(EVENTS.c.partition).distinct()).scalars())
+    return [
+        number
+        for rows_of in (EVENTS, ORDERS)
+        for number in connection.execute(select(rows_of.c.partition).distinct()).scalars()
+    ]
 
 
 class _Walk:
@@ -243,6 +247,8 @@ class _Walk:
         """The first fault, None when there is none."""
         if self._only.first is not None:
             self._begin_at(self._only.first)
+        elif (fault := self._before_all()) is not None:
+            return fault
         while page := self._page():
             orders = self._orders(page)
             for row in page:
@@ -253,6 +259,25 @@ class _Walk:
         if self._only.last is not None:
             return None
         return self._end(head)
+
+    def _before_all(self) -> Fault | None:
+        """No row has a number before the first that there can be: whoever asks by code or order would find it all the same."""
+        for rows_of in (EVENTS, ORDERS):
+            found = self._connection.execute(
+                select(rows_of.c.epoch, rows_of.c.seq)
+                .where(
+                    rows_of.c.partition == self._number,
+                    tuple_(rows_of.c.epoch, rows_of.c.seq) <= tuple_(*START),
+                )
+                .limit(1)
+            ).first()
+            if found is not None:
+                return Fault(
+                    self._number,
+                    Place(found.epoch, found.seq),
+                    f"no event has this number; somebody has put it into the table {rows_of.name}",
+                )
+        return None
 
     def _begin_at(self, first: Place) -> None:
         """Trust the row before the range."""
@@ -363,7 +388,23 @@ class _Walk:
                 f"the table of heads ends with {place if place.seq else 'nothing'}, the rows end with"
                 f" {self._before if self._before.seq else 'nothing'}: rows were cut off or added, or the head was changed",
             )
-        return None
+        return self._orders_beyond()
+
+    def _orders_beyond(self) -> Fault | None:
+        """Behind the last row the table of orders has none either."""
+        number = tuple_(ORDERS.c.epoch, ORDERS.c.seq)
+        found = self._connection.execute(
+            select(ORDERS.c.epoch, ORDERS.c.seq)
+            .where(ORDERS.c.partition == self._number, number > tuple_(*self._before))
+            .limit(1)
+        ).first()
+        if found is None:
+            return None
+        return Fault(
+            self._number,
+            Place(found.epoch, found.seq),
+            "the table of orders has it, and there is no such event",
+        )
 
 
 def _plain(value: Any) -> Any:

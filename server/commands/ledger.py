@@ -411,7 +411,7 @@ def _place(text: str | None, option: str) -> Place | None:
     if text is None:
         return None
     epoch, dash, seq = text.partition("-")
-    if not (dash and epoch.isascii() and epoch.isdigit() and seq.isascii() and seq.isdigit()):
+    if not (dash and all(part.isascii() and part.isdigit() and len(part) <= 16 for part in (epoch, seq))):
         raise InvalidInput(f"{option} is {text!r}; expected epoch-number, for example 1-4711", field=option)
     return Place(int(epoch), int(seq))
 
@@ -457,6 +457,8 @@ def verify(
     """
     settings = console.settings(data_dir=data_dir, ledger_url=ledger_url)
     only = Range(_partition(partition), _place(first, "from"), _place(last, "to"), latest)
+    if only.first is not None and only.last is not None and only.first > only.last:
+        raise InvalidInput(f"from is {first}, to is {last}; expected from before to", field="from")
     folder = heads_dir or settings.ledger_heads
     statements: list[Statement | Unsound] = []
     key, public = "", None

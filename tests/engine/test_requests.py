@@ -192,7 +192,7 @@ def test_largest_code(shop: Shop) -> None:
     "splits",
     [
         (Split("a", "mall", 0, 900), Split("b", "referrer", 1, 101)),
-        tuple(Split("a", "mall", 0, 1) for _ in range(17)),
+        tuple(Split(f"payee:{number}", "mall", 0, 1) for number in range(17)),
     ],
     ids=["more than was paid", "too many"],
 )
@@ -200,6 +200,16 @@ def test_splits_that_dont_add_up_are_refused(shop: Shop, splits: tuple[Split, ..
     with pytest.raises(InvalidInput) as refused:
         shop.issue_request(amount_fen=1000, splits=splits)
     assert refused.value.field == "splits"
+
+
+def test_a_party_is_in_one_split_only(shop: Shop) -> None:
+    once = (Split("a", "mall", 0, 400), Split("a", "referrer", 0, 1), Split("a", "referrer", 1, 1))
+    assert shop.issue_request(amount_fen=1000, splits=once).splits == once
+    with pytest.raises(
+        InvalidInput, match=r"splits\[3\] names payee 'a' as 'mall' at level 0 once more"
+    ) as refused:
+        shop.issue_request(amount_fen=1000, splits=(*once, Split("a", "mall", 0, 500)))
+    assert refused.value.field == "splits[3]"
 
 
 @pytest.mark.parametrize(

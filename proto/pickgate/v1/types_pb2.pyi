@@ -363,7 +363,7 @@ Global___Bundle: _TypeAlias = Bundle  # noqa: Y015
 
 @_typing.final
 class Split(_message.Message):
-    """One party's share of an order, paid out at redemption."""
+    """One party's share of an order, paid out at redemption. A payee has one for each role and level at most."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

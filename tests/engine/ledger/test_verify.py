@@ -128,6 +128,10 @@ def put_in(connection: Connection, number: int) -> None:
     connection.execute(insert(EVENTS), [{**row(connection, number, 5), "epoch": 7}])
 
 
+def put_in_before_all(connection: Connection, number: int) -> None:
+    connection.execute(insert(EVENTS), [{**row(connection, number, 5), "epoch": -1}])
+
+
 @pytest.mark.parametrize(
     ("harm", "place", "part"),
     [
@@ -139,6 +143,7 @@ def put_in(connection: Connection, number: int) -> None:
         (change_time, Place(1, 5), "column at_ms says 18"),
         (change_actor, Place(1, 5), "column actor says 'somebody else'"),
         (put_in, Place(1, 13), "it is missing: 7-5 follows 1-12"),
+        (put_in_before_all, Place(-1, 5), "no event has this number"),
     ],
 )
 def test_a_harm_is_found_and_its_row_named(
@@ -166,6 +171,28 @@ def test_a_vanished_order_is_found(ledger: Ledger, number: int) -> None:
 
     [fault] = harmed(ledger, number, forget).faults
     assert "table of orders" in fault.why
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "place"),
+    [
+        ({"seq": 5_000}, Place(1, 5_000)),
+        ({"epoch": 0, "seq": 0}, Place(0, 0)),
+        ({"partition": 1_000, "seq": 5}, Place(1, 5)),
+    ],
+    ids=["beyond the end", "before the beginning", "of a partition without events"],
+)
+def test_an_order_of_no_event_is_found(
+    ledger: Ledger, number: int, elsewhere: dict[str, int], place: Place
+) -> None:
+    def put_in_order(connection: Connection, number: int) -> None:
+        found = connection.execute(select(ORDERS).where(ORDERS.c.partition == number)).mappings().first()
+        assert found is not None
+        connection.execute(insert(ORDERS), [{**found, "order_id": "FORGED", **elsewhere}])
+
+    [fault] = harmed(ledger, number, put_in_order).faults
+    assert (fault.partition, fault.place) == (elsewhere.get("partition", number), place)
+    assert "orders" in fault.why
 
 
 def test_a_tail_without_its_head_is_found(ledger: Ledger, number: int) -> None:
@@ -316,6 +343,18 @@ def test_a_line_that_a_power_cut_tore_is_passed_over(
     found = read(tmp_path)
     assert [type(one) for one in found] == [Statement, Statement]
     assert verify(ledger, found).sound
+
+
+def test_whatever_stands_in_the_place_of_a_signature_is_none() -> None:
+    """SQLite holds text where bytes belong, and bytes where text does."""
+    for statement, signature in (("{}", "text"), (b"\xff", b""), ("\udcff", b"\0" * 64)):
+        assert not heads.is_signed(KEY.public_key(), "label", statement, signature)
+
+
+def test_heads_that_can_not_be_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "heads" / "2026-11-27.jsonl").mkdir(parents=True)
+    with pytest.raises(SetupError, match=r"2026-11-27\.jsonl can't be read: Is a directory"):
+        read(tmp_path)
 
 
 def test_the_last_statement_of_each_day_counts_and_all_of_the_newest(
