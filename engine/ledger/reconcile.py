@@ -60,8 +60,8 @@ class Drift:
 
     partition: int
     what: str
-    """A figure of stock (on_hand, reserved, baseline, tier); record, tries, review or transit of a code or a transfer; or event: one
-    that can't have happened."""
+    """A figure of stock (on_hand, reserved, baseline, tier); shelf: what stands in place of figures, or beside them under a name that
+    nothing reads; record, tries, review or transit of a code or a transfer; or event: one that can't have happened."""
     in_store: str
     in_ledger: str
     mall_id: int = 0
@@ -265,6 +265,10 @@ class _Comparison:
                 self._compare_records(piece)
 
     def _compare_records(self, piece: Records) -> None:
+        for uid, bucket in piece.strange.items():
+            where = f"in {bucket.decode()}, where nothing looks for it"
+            mall_id, store_id = _whose(self._fold, uid)
+            self._run.add(Drift(self._number, "record", where, "nothing", mall_id, store_id, 0, uid))
         for uid, in_store in piece.records.items():
             self._run.codes += 1
             in_ledger = self._fold.records.get(uid)
@@ -293,16 +297,21 @@ def _place_of(place: Place) -> Place:
 
 def _compare_shelves(run: Run, fold: Fold, held: Shelves) -> None:
     for shelf in sorted(held.stock.keys() | fold.shelves.keys()):
-        in_store = (
-            Figures(*layouts.STOCK.struct.unpack(held.stock[shelf])) if shelf in held.stock else Figures()
-        )
         in_ledger = fold.shelves.get(shelf, Figures())
+        data = held.stock.get(shelf)
+        if data is not None and len(data) != layouts.STOCK.size:
+            run.add(Drift(fold.partition, "shelf", data.hex(), json.dumps(asdict(in_ledger)), *shelf))
+            continue
+        in_store = Figures() if data is None else Figures(*layouts.STOCK.struct.unpack(data))
         run.shelves += 1
         run.books[shelf] = in_store, Figures(**asdict(in_ledger))
         for figure in _FIGURES:
             one, other = getattr(in_store, figure), getattr(in_ledger, figure)
             if one != other:
                 run.add(Drift(fold.partition, figure, str(one), str(other), *shelf))
+    for name, data in sorted(held.strange.items()):
+        said = f"{name.decode(errors='backslashreplace')}: {data.hex()}"
+        run.add(Drift(fold.partition, "shelf", said, "nothing"))
     for what, one_side, other_side in (
         ("tries", held.evidence, fold.evidence),
         ("review", held.reviews, fold.reviews),
@@ -322,12 +331,17 @@ def _compare_mappings(
 
 def _record_drift(number: int, uid: bytes, in_store: bytes | None, in_ledger: bytes | None) -> Drift:
     sides = [None if data is None else _readable(data) for data in (in_store, in_ledger)]
-    known = next(side for side in sides if side is not None)
-    differing = [name for name in known if (sides[0] or {}).get(name) != (sides[1] or {}).get(name)]
+    # The side that can be read says whose it is.
+    known = max((side for side in sides if side is not None), key=len)
+    one, other = (side or {} for side in sides)
+    differing = {name for name in one | other if one.get(name) != other.get(name)}
+    if not differing:  # but for bytes behind the record
+        one["bytes"], other["bytes"] = (data.hex() for data in (in_store, in_ledger) if data is not None)
+        differing = {"bytes"}
     said = [
         "nothing"
         if side is None
-        else json.dumps({name: side[name] for name in differing}, ensure_ascii=False)
+        else json.dumps({name: side[name] for name in side if name in differing}, ensure_ascii=False)
         for side in sides
     ]
     return Drift(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -29,6 +30,8 @@ class Shelves(NamedTuple):
     """By uid: when it was locked, unix ms."""
     transit: dict[bytes, bytes]
     """By request and departure: layouts.TRANSIT."""
+    strange: dict[bytes, bytes]
+    """By key and field, what is among the stock under a name that no script reads."""
 
 
 class Records(NamedTuple):
@@ -38,6 +41,8 @@ class Records(NamedTuple):
     buckets: frozenset[bytes]
     """Names of the buckets that were read: every record of theirs is here."""
     records: dict[bytes, bytes]
+    strange: dict[bytes, bytes]
+    """By uid, the bucket of a record that is not in its own, where no script looks for it."""
 
 
 def read_all_shelves(connection: Connection) -> dict[int, Shelves]:
@@ -74,11 +79,36 @@ def _read_shelves(connection: Connection, number: int, keys: Sequence[bytes]) ->
     names = connection.partitions[number]
     place, contents = _read(connection, names, [names.evidence, names.reviews, names.transit, *keys])
     evidence, reviews, transit, *stock = contents
-    shelves = {}
+    shelves: dict[tuple[int, int, int], bytes] = {}
+    strange: dict[bytes, bytes] = {}
     for key, skus in zip(keys, stock, strict=True):
-        mall, store = key.rpartition(b"}s")[2].split(b":")
-        shelves.update({(int(mall), int(store), int(sku)): figures for sku, figures in skus.items()})
-    return Shelves(place, shelves, evidence, {uid: int(float(at)) for uid, at in reviews.items()}, transit)
+        for sku, figures in skus.items():
+            shelf = _shelf(names, key, sku)
+            if shelf is None:
+                strange[key + b" " + sku] = figures
+            else:
+                shelves[shelf] = figures
+    return Shelves(
+        place, shelves, evidence, {uid: _at_ms(at) for uid, at in reviews.items()}, transit, strange
+    )
+
+
+def _shelf(names: PartitionKeys, key: bytes, sku: bytes) -> tuple[int, int, int] | None:
+    """Mall, store and SKU of a stock figure; None for names that are not exactly those that scripts use."""
+    try:
+        mall_id, store_id = map(int, key.rpartition(b"}s")[2].split(b":"))
+        sku_id = int(sku)
+    except ValueError:
+        return None
+    # int() reads 007, 7_0 and " 7" too: such a field would stand in for the one that is sold from.
+    as_used = key == names.stock(mall_id, store_id) and sku == b"%d" % sku_id
+    return (mall_id, store_id, sku_id) if as_used else None
+
+
+def _at_ms(score: bytes) -> int:
+    """A time, as a score of a sorted set; -1 for an infinite one."""
+    at_ms = float(score)
+    return int(at_ms) if math.isfinite(at_ms) else -1
 
 
 def read_records(connection: Connection, number: int) -> Iterator[Records]:
@@ -89,9 +119,15 @@ def read_records(connection: Connection, number: int) -> Iterator[Records]:
             names.record(bucket.to_bytes(8, "big")) for bucket in range(start, start + BUCKETS_PER_CALL)
         ]
         place, contents = _read(connection, names, buckets)
-        yield Records(
-            place, frozenset(buckets), {uid: data for found in contents for uid, data in found.items()}
-        )
+        found: dict[bytes, bytes] = {}
+        strange: dict[bytes, bytes] = {}
+        for bucket_name, held in zip(buckets, contents, strict=True):
+            for uid, data in held.items():
+                if names.record(uid) == bucket_name:
+                    found[uid] = data
+                else:
+                    strange[uid] = bucket_name
+        yield Records(place, frozenset(buckets), found, strange)
 
 
 def _read(

@@ -412,7 +412,9 @@ class Drift(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     partition: _builtins.int
     what: _builtins.str
-    """on_hand, reserved, baseline or tier of a SKU; record, tries or review of a code; transit; or event: one that can't have happened."""
+    """on_hand, reserved, baseline or tier of a SKU; shelf: no figures, or under a name that nothing reads; record, tries or review of a code;
+    transit; or event: one that can't have happened.
+    """
     in_store: _builtins.str
     in_ledger: _builtins.str
     difference: _builtins.str

@@ -183,6 +183,66 @@ def test_a_code_made_live_again_behind_our_back_is_named(
     assert [event.split()[1] for event in drift.events] == ["REDEEMED", "ISSUED"]
 
 
+@pytest.mark.parametrize("harm", [b"xx", b"", b"\xff" * 200])
+def test_bytes_that_are_no_record_are_named(
+    shop: Shop, busy: list[bytes], run: Callable[[], Run], harm: bytes
+) -> None:
+    with client(shop) as store:
+        store.hset(shop.deployment.connection.partitions[NUMBER].record(busy[1]), busy[1], harm)
+    [drift] = run().drifts
+    assert (drift.what, drift.uid, drift.mall_id, drift.store_id) == ("record", busy[1], MALL, STORE)
+    assert harm.hex() in drift.in_store
+    assert '"state": "REDEEMED"' in drift.in_ledger
+
+
+def test_bytes_behind_a_record_are_named(shop: Shop, busy: list[bytes], run: Callable[[], Run]) -> None:
+    key = shop.deployment.connection.partitions[NUMBER].record(busy[1])
+    with client(shop) as store:
+        store.hset(key, busy[1], (store.hget(key, busy[1]) or b"") + b"more")
+    [drift] = run().drifts
+    assert drift.uid == busy[1]
+    assert drift.in_store != drift.in_ledger
+
+
+def test_a_record_in_another_bucket_is_named(shop: Shop, busy: list[bytes], run: Callable[[], Run]) -> None:
+    names = shop.deployment.connection.partitions[NUMBER]
+    uid = busy[3]
+    other = names.record(uid[:7] + bytes([uid[7] ^ 1]))
+    with client(shop) as store:
+        store.hset(other, uid, store.hget(names.record(uid), uid) or b"")
+        store.hdel(names.record(uid), uid)
+    drifts = run().drifts
+    assert {(one.what, one.uid, one.mall_id, one.store_id) for one in drifts} == {
+        ("record", uid, MALL, STORE)
+    }
+    assert {one.in_store for one in drifts} == {"nothing", f"in {other.decode()}, where nothing looks for it"}
+
+
+def test_figures_under_another_name_hide_nothing(
+    shop: Shop, busy: list[bytes], run: Callable[[], Run]
+) -> None:
+    key = shop.deployment.connection.partitions[NUMBER].stock(MALL, STORE)
+    with client(shop) as store:
+        figures = store.hget(key, "103") or b""
+        for alias in ("0103", "103x", " 103"):
+            store.hset(key, alias, figures)
+        store.hset(key, "103", layouts.STOCK.pack(1, 0, 0, 0))
+    drifts = run().drifts
+    assert {one.what: one.difference for one in drifts if one.sku_id == 103}["on_hand"] == "-49"
+    assert sorted(one.in_store.rpartition(":")[0] for one in drifts if one.what == "shelf") == [
+        f"{key.decode()} {alias}" for alias in (" 103", "0103", "103x")
+    ]
+
+
+def test_bytes_that_are_no_figures_are_named(shop: Shop, busy: list[bytes], run: Callable[[], Run]) -> None:
+    key = shop.deployment.connection.partitions[NUMBER].stock(MALL, STORE)
+    with client(shop) as store:
+        store.hset(key, "103", b"zz")
+    [drift] = run().drifts
+    assert (drift.what, drift.mall_id, drift.store_id, drift.sku_id) == ("shelf", MALL, STORE, 103)
+    assert drift.in_store == "7a7a"
+
+
 def test_a_code_deleted_behind_our_back_is_named(
     shop: Shop, busy: list[bytes], run: Callable[[], Run]
 ) -> None:
