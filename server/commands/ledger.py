@@ -18,7 +18,7 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 
 from engine.deployment import Deployment, Durability, system_ms
-from engine.errors import ConfigError, InvalidInput, NotFound, PickgateError
+from engine.errors import ConfigError, DeploymentMismatch, InvalidInput, NotFound, PickgateError
 from engine.freezes import Freeze
 from engine.ledger import audit as audited
 from engine.ledger import checkpoints, consumers, feed, heads, operations, retention
@@ -509,6 +509,26 @@ def verify(
         sys.exit(EXIT_REFUSED)
 
 
+def _see_whose(settings: Settings, opened: Ledger) -> None:
+    """See that a ledger is not of another deployment than the one beside the embedded store; raises DeploymentMismatch.
+
+    A rebuild writes new epochs into the ledger, which the store that it belongs to could not follow any more.
+    """
+    beside = settings.model_copy(update={"ledger_url": ""}).ledger_address
+    if not beside or not (settings.data_dir / "ledger.sqlite3").exists():
+        return
+    try:
+        with Ledger.open(beside) as own:
+            deployment_id = own.deployment_id
+    except PickgateError:
+        return  # a damaged one, of which a sound copy is named instead
+    if deployment_id != opened.deployment_id:
+        raise DeploymentMismatch(
+            f"the ledger is of deployment {opened.deployment_id}, and the data folder {settings.data_dir} has one of"
+            f" {deployment_id}: name the right ledger, or another data folder"
+        )
+
+
 @ledger.command("rebuild")
 @where
 @click.option("--durability", type=click.Choice(["memory", "fsync", "replicated"]))
@@ -534,6 +554,7 @@ def rebuild(
         replicas=replicas,
     )
     with opening.store(settings) as url, Ledger.open(ledger_address(settings)) as opened:
+        _see_whose(settings, opened)
         connection = connect(
             url, durability=Durability(settings.durability), now_ms=system_ms, replicas=settings.replicas
         )

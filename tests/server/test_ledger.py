@@ -22,6 +22,8 @@ import pytest
 from click.testing import CliRunner
 
 from engine.deployment import Deployment
+from engine.ledger.database import sqlite_url
+from engine.ledger.ledger import Ledger
 from engine.state import layouts
 from pickgate.v1 import code_event_service_pb2 as event_pb
 from server.cli import main
@@ -368,6 +370,23 @@ def test_a_flipped_byte_is_named_on_the_command_line(serving: Serving) -> None:
         said = ask(serving, "chain", "verify", "--partition", "control", code=1)
         assert "BAD  the control partition, row 1-2: its bytes or its link were changed" in said
     assert pickgate(serving, "ledger", "verify").returncode == 0
+
+
+def test_a_ledger_of_another_deployment_rebuilds_nothing(tmp_path: Path) -> None:
+    folder, other = tmp_path / "data", tmp_path / "other.sqlite3"
+    folder.mkdir(mode=0o700)
+    for path, deployment_id in ((folder / "ledger.sqlite3", "own"), (other, "another")):
+        Ledger.open(sqlite_url(path), deployment_id=deployment_id, create=True).close()
+    words = ["ledger", "rebuild", "--data-dir", str(folder), "--ledger", sqlite_url(other)]
+    refused = CliRunner().invoke(main, words)
+    assert refused.exit_code == 2, refused.output
+    assert "the ledger is of deployment another" in refused.output
+    assert "has one of own" in refused.output
+    (folder / "ledger.sqlite3").write_bytes(b"torn by a dying disk")
+    tried = CliRunner().invoke(main, words)
+    assert "does not hold the deployment's constants" in tried.output, (
+        "a damaged one does not stand in the way"
+    )
 
 
 def test_the_daily_reconciliation_comes_at_its_time() -> None:
