@@ -113,7 +113,7 @@ class Serving:
         return Deployment.open(self.store_url, unlock=shop.unlock)
 
     def furnish(self) -> None:
-        """Put the mall, its stores and its catalogue; returns when the server has seen them."""
+        """Put the mall, its stores and its catalogue; returns when every process of the server has seen them."""
         with self.open_beside() as deployment, Client(self.address) as client:
             shop.furnish(deployment)
 
@@ -125,6 +125,10 @@ class Serving:
                     return False
 
             until(has_seen_them, "the server's copy")
+        if self._workers > 1:
+            # One connection asks one worker, and another may be some seconds behind; their successors begin with it.
+            assert self.end() == 0
+            self.start()
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Signal the server, and only it; returns its exit status."""
