@@ -10,6 +10,7 @@ TICK_S: Final = 0.0005
 """Calls that are due within one tick go out together. It bounds how late a call may be sent, and how often the generator
 wakes up: at 10,000 calls a second every 50 us otherwise, on a core that the server needs."""
 LATENCY_US_MAX: Final = 60_000_000
+GIVE_UP_LOOK_S: Final = 0.01
 DRAIN_S: Final = 10.0
 """How long a run waits for its last answers; the server's own bound for the store is 3 s."""
 LAG_P99_MS_MAX: Final = 5.0
@@ -51,9 +52,11 @@ GOAL_P50_MS: Final = 3.0
 
 # --- overload -----------------------------------------------------------------------------------------------------
 OVERLOAD_TIMES: Final = 3.0
-OVERLOAD_CONNECTIONS: Final = 256
-"""More callers come with more connections. Each takes 100 calls at a time at most; were they fewer, calls would queue here, and
-what is shed and how soon all is well again would be the generator's doing."""
+OVERLOAD_CONNECTIONS: Final = 64
+"""Each takes 100 calls at a time at most: 6,400 are with the server, and whoever finds no place waits at its caller."""
+OVERLOAD_STREAM_WAIT_S: Final = 0.25
+"""How long: then the caller gives up, as a proxy with a bound on its own queue does. Else the generator would have a queue of minutes when
+the rush ends, and what is measured afterwards were that."""
 OVERLOAD_BEFORE_S: Final = 4.0
 OVERLOAD_AFTER_S: Final = 6.0
 OVERLOAD_BESIDE: Final = 0.5

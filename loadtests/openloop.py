@@ -77,6 +77,7 @@ def open_loop(
     clock_ns: Clock = time.perf_counter_ns,
     tick_s: float = bounds.TICK_S,
     drain_s: float = bounds.DRAIN_S,
+    stream_wait_s: float | None = None,
     each_tick: Callable[[], object] | None = None,
 ) -> Run:
     """Send one request at each instant of `arrivals`, in order; returns when all are answered, or `drain_s` after the last.
@@ -90,6 +91,8 @@ def open_loop(
         clock_ns: the pool's clock.
         tick_s: see bounds.TICK_S.
         drain_s: how long to wait for the last answers.
+        stream_wait_s: how long after its instant a call may wait for its connection, which has as many calls as the server allows; then its
+            caller gives up, and the request goes back under the deck. None: for ever.
         each_tick: called between ticks, for watching; it must be quick.
 
     With fewer requests than arrivals the run ends early: `Run.planned` says how many calls were due, `Run.sent` how many went.
@@ -101,6 +104,8 @@ def open_loop(
     take = _Taker(run, cards, arrivals, card_of, read)
     sent, planned, slot = 0, len(arrivals), 0
     tick_ns = int(tick_s * 1e9)
+    wait_max_ns = None if stream_wait_s is None else int(stream_wait_s * 1e9)
+    looked_ns = 0
     with _undisturbed():
         cpu_began_s, began_ns = time.process_time(), clock_ns() + _LEAD_NS
         take.began_ns = began_ns
@@ -116,6 +121,9 @@ def open_loop(
             next_ns = arrivals[sent] if sent < planned and cards else now_ns + 1_000_000
             wait_ns = max(next_ns, now_ns + tick_ns) - (clock_ns() - began_ns)
             take(pool.poll(max(0, wait_ns) / 1e9))
+            if wait_max_ns is not None and now_ns - looked_ns > bounds.GIVE_UP_LOOK_S * 1e9:
+                looked_ns = now_ns
+                take.give_up(pool, now_ns - wait_max_ns)
             if each_tick is not None:
                 each_tick()
         run.sent, run.sending_s = sent, max(0, clock_ns() - began_ns) / 1e9
@@ -213,6 +221,12 @@ class _Taker:
                 run.good_latencies_ns.append(at_ns - began_ns - due_ns[tag])
                 run.good_due_ns.append(due_ns[tag])
                 run.acknowledged.append(card_of[tag])
+
+    def give_up(self, pool: Pool, before_ns: int) -> None:
+        """Forget calls that were due before, and have not left."""
+        tags = pool.give_up(lambda tag: self._due_ns[tag] < before_ns)
+        self._run.given_up += len(tags)
+        self._cards.extend(self._card_of[tag] for tag in tags)
 
     def _refused(self, tag: int, status: Status) -> None:
         run = self._run

@@ -83,7 +83,10 @@ class Overload:
             ["peak", f"{self.peak_per_s:,.0f}/s"],
             ["offered for", f"{self.peak_per_s * bounds.OVERLOAD_TIMES:,.0f}/s, {self.seconds:g} s"],
             ["goodput", f"{self.goodput_per_s:,.0f}/s"],
-            ["shed", f"{shed:,} of {self.run.sent:,}"],
+            ["calls that were due", f"{self.run.planned:,}"],
+            ["of those, no place on their connection", f"{self.run.given_up:,}"],
+            ["with the server", f"{self.run.sent - self.run.given_up:,}"],
+            ["of those, shed with advice", f"{shed - self.run.shed_without_advice:,}"],
             ["p99 before", f"{self.p99_before_ms:.1f} ms"],
             ["p99 of what was done meanwhile", f"{_p99_ms(during):.1f} ms"],
             ["p99 after", f"{self.p99_after_ms:.1f} ms"],
@@ -114,11 +117,16 @@ def overload(subject: Subject, peak_per_s: float, seconds: float) -> Overload:
         first_ns = int(start_s * 1e9)
         arrivals.extend(first_ns + at for at in poisson_arrivals(rate, span_s, len(arrivals) + 1))
         start_s += span_s
-    # What is shed is sent again, so that codes are needed for what is done, and for what is under way.
+    # What is shed or given up is sent again, so that codes are needed for what is done, and for what is under way.
     codes = (peak_per_s * (seconds + before_s + after_s) + 20_000) * 1.1
     subject.stock_up(codes)
     with Watcher(subject.stack) as watcher:
-        run = subject.open_at(arrivals, connections=bounds.OVERLOAD_CONNECTIONS, codes=codes)
+        run = subject.open_at(
+            arrivals,
+            connections=bounds.OVERLOAD_CONNECTIONS,
+            codes=codes,
+            stream_wait_s=bounds.OVERLOAD_STREAM_WAIT_S,
+        )
     return Overload(
         peak_per_s,
         seconds,

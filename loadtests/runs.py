@@ -48,6 +48,9 @@ class Run:
     planned: int = 0
     """Calls that were due."""
     sent: int = 0
+    """Calls that were begun."""
+    given_up: int = 0
+    """Of those, the ones that never left: their connection had as many calls as the server allows, for too long."""
     answered: int = 0
     sending_s: float = 0.0
     """From the first call that was due to the end of sending."""
@@ -106,8 +109,8 @@ class Run:
 
     @property
     def unanswered(self) -> int:
-        """Calls sent that had no answer of any kind when the run gave up."""
-        return self.sent - self.answered
+        """Calls sent that had no answer of any kind when the run ended."""
+        return self.sent - self.given_up - self.answered
 
     def percentiles_ms(self) -> dict[str, float]:
         """Latency of the good calls, in milliseconds; empty without any."""
@@ -137,6 +140,7 @@ class Run:
             "offered_per_s": round(self.offered_per_s, 1),
             "planned": self.planned,
             "sent": self.sent,
+            "given_up": self.given_up,
             "answered": self.answered,
             "unanswered": self.unanswered,
             "sending_s": round(self.sending_s, 3),

@@ -110,12 +110,21 @@ class Subject:
         *,
         connections: int | None = None,
         codes: float | None = None,
+        stream_wait_s: float | None = None,
         each_tick: Callable[[], object] | None = None,
     ) -> Run:
         """An open loop with calls due at given instants; `codes` are made first, if not stated one for each call."""
         self.stock_up(len(arrivals) if codes is None else codes)
         with Pool(self.stack.address, connections or self.connections) as pool:
-            run = open_loop(pool, self._requests, arrivals, read_redeem, deck=self._deck, each_tick=each_tick)
+            run = open_loop(
+                pool,
+                self._requests,
+                arrivals,
+                read_redeem,
+                deck=self._deck,
+                stream_wait_s=stream_wait_s,
+                each_tick=each_tick,
+            )
         return self._booked(run)
 
     def _booked(self, run: Run) -> Run:

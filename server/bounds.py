@@ -46,7 +46,17 @@ TURN_WAIT_S_MAX: Final = 60.0
 """How long a call without a deadline waits for its turn; nobody stands at a counter for longer."""
 QUEUE_CALLS_MAX: Final = 4_096
 """Calls of the hot lane that wait for an answer; one more is shed with advice to retry. Under half a second of a busy server's
-work, and 64 MiB of requests at most."""
+work, and 64 MiB of requests at most. While half as many wait, gRPC is asked for no more: what comes then waits in gRPC, and when
+a connection has as many calls as it may have, at the caller. That costs this process nothing; a call that is shed costs it half of one that
+is decided, and in a rush of three times what it can do it did little else."""
+PENDING_CALLS_MAX: Final = 16_384
+"""Calls that may wait in gRPC, some 13 KB each; past it gRPC itself cancels more and more of those that come, all at twice as many. Its
+own default is a thousand: a burst, not a rush."""
+SHED_AFTER_S: Final = 0.25
+"""How long it may be as full as that before callers are told: a burst is waited for, a rush that lasts is not."""
+SHED_EVERY: Final = 8
+"""Then one of so many calls is shed with advice to retry: enough to tell callers and to keep calls young, too few to keep the lane from
+deciding the others."""
 QUEUE_WAIT_S: Final = limits.STORE_TIMEOUT_S
 """How long a call of the hot lane may wait behind others for its part of the store. Those before it had as long."""
 SILENT_CALLS_MAX: Final = 4_096

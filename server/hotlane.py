@@ -115,7 +115,7 @@ class Lane:
         server: made by grpc.server, not started. Its own handlers of these methods are not called any more.
         methods: what the lane serves, by path.
         owners: partition owners.
-        queue_calls_max: calls that may wait for an answer; one more is shed.
+        queue_calls_max: calls that may wait for an answer; one more is shed. From half as many on, gRPC is asked for no more.
         request_wait_s: how long a call may wait for its request.
         queue_wait_s: how long a call may wait for its owner.
         admit: looks at each call before its request is read; it must not wait.
@@ -173,9 +173,13 @@ class Lane:
         self._untaken: dict[int, tuple[float, Arrival]] = {}
         self._read: list[Arrival] = []
         """What has been drained in this pass."""
-        self._crowded = _status(
-            Exhausted(f"{queue_calls_max} calls wait for an answer already: try again later")
-        )
+        self._full_at = max(1, queue_calls_max // 2)
+        self._full_since_s: float | None = None
+        """Since when so many wait; None when it has been less than half of that meanwhile."""
+        self._while_full = 0
+        self._owed: deque[_Ask] = deque()
+        """What gRPC is to be asked for when there is room again."""
+        self._crowded = _status(Exhausted("more calls come than can be decided: try again later"))
         self._stopping = False
         self._settled = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pickgate-lane", daemon=True)
@@ -185,7 +189,7 @@ class Lane:
         self.over = 0
         """Of those, ended."""
         self.shed = 0
-        """Of those, refused because too many wait."""
+        """Of those, refused because more come than can be decided."""
 
     @property
     def names(self) -> list[str]:
@@ -222,9 +226,14 @@ class Lane:
         self._thread.start()
 
     def hurry(self) -> None:
-        """The server stops: a call waits for its request `bounds.REQUEST_WAIT_STOPPING_S` only, and no refusal is kept back."""
+        """The server stops: a call waits for its request `bounds.REQUEST_WAIT_STOPPING_S` only, and no refusal is kept back.
+
+        Nothing is left waiting in gRPC either.
+        """
         self._request_wait_s = min(self._request_wait_s, bounds.REQUEST_WAIT_STOPPING_S)
         self._hold_s = 0.0
+        # What waits in gRPC would be cancelled there: taken up, it is decided, or told to come again.
+        self._full_at = 2 * bounds.PENDING_CALLS_MAX
 
     def stop(self) -> None:
         """End, when the server has stopped. Stopping twice changes nothing."""
@@ -279,6 +288,8 @@ class Lane:
             event = poll(0)
         self._hand_on()
         owners.turn()
+        if self._full_since_s is not None:
+            self._make_good()
         if owners.has_answers:
             owners.answer(bounds.ANSWERED_AT_ONCE)
         elif not taken:
@@ -301,13 +312,31 @@ class Lane:
         except ValueError:
             _log.debug("no more calls of %s: the server stops", ask.path)
 
+    def _make_good(self) -> None:
+        """Ask gRPC for what was not asked for while too many waited, as far as there is room now."""
+        waiting = self._owners.waiting
+        for _ in range(min(len(self._owed), self._full_at - waiting)):
+            self._ask(self._owed.popleft())
+        if not self._owed and waiting <= self._full_at // 2:
+            self._full_since_s = None
+
     def _arrived(self, event: Any, ask: _Ask, now_s: float) -> None:
         if not event.success:
             return  # the server stops: no call will come for this request
-        self._ask(ask)
+        waiting = self._owners.waiting + len(self._read)
+        if waiting < self._full_at:
+            self._ask(ask)
+        else:
+            self._owed.append(ask)
+            if self._full_since_s is None:
+                self._full_since_s = now_s
         call = Arrival(event, ask.number, now_s)
         self.calls += 1
-        if self._owners.waiting + len(self._read) >= self._queue_calls_max or not self._has_room(now_s):
+        if (
+            waiting >= self._queue_calls_max
+            or (self._full_since_s is not None and self._is_one_too_many(now_s - self._full_since_s))
+            or not self._has_room(now_s)
+        ):
             self.shed += 1
             self._refuse(call, self._crowded)
             return
@@ -317,6 +346,13 @@ class Lane:
             return
         self._silent[id(call)] = call
         call.call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), call)
+
+    def _is_one_too_many(self, full_s: float) -> bool:
+        """Whether this call is one of those by which callers learn that a rush lasts."""
+        if full_s < bounds.SHED_AFTER_S:
+            return False
+        self._while_full += 1
+        return self._while_full % bounds.SHED_EVERY == 0
 
     def _has_room(self, now_s: float) -> bool:
         """Whether one more call may wait for its request; the oldest makes room if it has been silent for long.

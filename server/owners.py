@@ -171,7 +171,7 @@ class Owners:
         self.sizes: Counter[int] = Counter()
         """Batches decided, by the number of their calls."""
         self.shed = 0
-        """Calls refused because they would have waited past their deadline."""
+        """Calls refused because they would have waited past their deadline, or past `wait_s`."""
         self.expired = 0
         """Calls whose deadline had passed when their turn came."""
         self.late = 0
@@ -358,7 +358,7 @@ class Owners:
             owner = filled.get(result.owner)
             if owner is None:
                 owner = filled[result.owner] = self._owner(result.owner)
-            if self._expected_s(owner, now_s) > call.deadline_s - unix_s:
+            if self._expected_s(owner, now_s) > min(call.deadline_s - unix_s, self._wait_s):
                 self.shed += 1
                 done.append((call, _CROWDED))
             else:
@@ -448,9 +448,7 @@ class Owners:
             self._answer(done)
 
 
-_CROWDED: Final = Exhausted(
-    "more calls wait than can be answered before this one's deadline: try again later"
-)
+_CROWDED: Final = Exhausted("more calls wait than can be answered in time before this one: try again later")
 
 
 def _by_method(calls: Sequence[Waiting]) -> list[tuple[int, list[Waiting]]]:

@@ -56,6 +56,8 @@ _OPTIONS: Final = (
     ("grpc.keepalive_timeout_ms", 20_000),
     # Nobody may hold what all need by keeping still: not a thread (server.arrivals), not a connection.
     ("grpc.max_concurrent_streams", bounds.STREAMS_PER_CONNECTION_MAX),
+    ("grpc.server.max_pending_requests", bounds.PENDING_CALLS_MAX),
+    ("grpc.server.max_pending_requests_hard_limit", 2 * bounds.PENDING_CALLS_MAX),
     ("grpc.server_handshake_timeout_ms", int(bounds.HANDSHAKE_S_MAX * 1000)),
     ("grpc.max_connection_idle_ms", int(bounds.CONNECTION_IDLE_S_MAX * 1000)),
 )

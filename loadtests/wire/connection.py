@@ -8,7 +8,7 @@ that were there before; all else (large messages, exhausted windows, too many st
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -202,6 +202,13 @@ class Connection:
         taken = [call[:2] for call in self._waiting]
         self._waiting.clear()
         return taken
+
+    def give_up(self, is_overdue: Callable[[Any], bool]) -> list[Any]:
+        """Forget calls of which nothing was sent, from the one that has waited longest on, while they are overdue; gives their tags."""
+        tags = []
+        while self._waiting and is_overdue(self._waiting[0][1]):
+            tags.append(self._waiting.popleft()[1])
+        return tags
 
     def lose(self, why: str, at_ns: int) -> None:
         """The connection is gone: every call that is open ends with UNAVAILABLE."""

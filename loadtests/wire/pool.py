@@ -151,6 +151,10 @@ class Pool:
                 return True
         return False
 
+    def give_up(self, is_overdue: Callable[[Any], bool]) -> list[Any]:
+        """Forget overdue calls of which nothing was sent, since their connections have as many as they may; gives their tags."""
+        return [tag for line in self._by_fd.values() for tag in line.connection.give_up(is_overdue)]
+
     def flush(self) -> None:
         """Send what has been started."""
         while self._touched:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -99,6 +100,32 @@ def test_latency_counts_from_the_due_instant_not_from_the_sending(peer: Peer) ->
     assert run.percentiles_ms()["max"] > 200
     assert run.lag_p99_ms > bounds.LAG_P99_MS_MAX
     assert "the generator was late" in run.own_limit()
+
+
+def test_a_call_that_finds_no_place_is_given_up_and_goes_back_under_the_deck(
+    peer_with: Callable[..., Peer],
+) -> None:
+    """As many calls as the connection may have hang; others never leave, and are not taken for unanswered."""
+    peer = peer_with(max_concurrent_streams=4)
+    deck = deque(range(400))
+    opener = threading.Timer(0.4, peer.echo.gate.set)
+    with Pool(peer.unix, 1) as pool:
+        # After an answer the server's settings are known.
+        assert closed_loop(pool, [ask("Say", b"first")], 1, read).good == 1
+        opener.start()
+        run = open_loop(
+            pool,
+            [ask("Wait", b"x")] * 400,
+            even_arrivals(400, 1.0),
+            read,
+            deck=deck,
+            stream_wait_s=0.05,
+        )
+    opener.join()
+    assert run.given_up > 50
+    assert run.answered == run.good == run.sent - run.given_up
+    assert run.unanswered == 0
+    assert sorted([*run.acknowledged, *deck]) == list(range(400))
 
 
 def test_a_call_that_was_shed_goes_back_under_the_deck(peer: Peer) -> None:

@@ -244,6 +244,85 @@ def test_one_call_too_many_is_shed_with_advice(post: Open) -> None:
     assert made.lane.statistics()["shed"] == 1
 
 
+def rush(made: Post, waiting: int) -> list[Any]:
+    """Close the gate, and make calls one by one, until so many wait."""
+    made.echo.gate.clear()
+    calls = []
+    for n in range(waiting):
+        calls.append(made.future(b"%d" % n))
+        wait_until(lambda: made.lane.statistics()["waiting"] == len(calls), "all of them wait")
+    return calls
+
+
+def test_what_comes_while_too_many_wait_is_left_with_grpc(
+    post: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "REQUESTED_AHEAD", 1)
+    made = post(queue_calls_max=6)
+    # From three on gRPC is asked for no more, and it was asked for one.
+    calls = rush(made, 4)
+    left = [made.future(b"left %d" % n) for n in range(5)]
+    # On the same connection, and so behind them.
+    assert made.refused(b"x", method=UNKNOWN).code() is grpc.StatusCode.UNIMPLEMENTED
+    assert made.lane.statistics()["calls"] == 4
+    assert not any(call.done() for call in left)
+    made.echo.gate.set()
+    assert [call.result() for call in calls] == [b"0", b"1", b"2", b"3"]
+    assert [call.result() for call in left] == [b"left %d" % n for n in range(5)]
+    made.settled()
+    assert made.call(b"y", OTHER) == b"other y"
+    statistics = made.lane.statistics()
+    assert (statistics["calls"], statistics["shed"]) == (10, 0)
+
+
+def test_one_of_many_is_shed_in_a_rush_that_lasts_and_none_after_it(
+    post: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "SHED_AFTER_S", 0.0)
+    monkeypatch.setattr(bounds, "SHED_EVERY", 4)
+    made = post(queue_calls_max=20)
+    calls = rush(made, 10)
+    errors = []
+    for n in range(2 * 4):
+        late = made.future(b"late %d" % n)
+        wait_until(lambda: made.lane.statistics()["calls"] == 10 + n + 1, "it has come")  # noqa: B023
+        wait_until(lambda: late.done() or made.lane.statistics()["waiting"] > len(calls), "and is taken")  # noqa: B023
+        if late.done():
+            errors.append(late.exception())
+        else:
+            calls.append(late)
+    assert [error.code() for error in errors] == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 2
+    assert all("grpc-retry-pushback-ms" in dict(error.trailing_metadata()) for error in errors)
+    made.echo.gate.set()
+    assert all(call.result() for call in calls)
+    made.settled()
+    for n in range(2 * 4):
+        assert made.call(b"%d" % n) == b"%d" % n
+    assert made.lane.statistics()["shed"] == 2
+
+
+def test_a_burst_is_not_shed(post: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "SHED_AFTER_S", 60.0)
+    monkeypatch.setattr(bounds, "SHED_EVERY", 1)
+    made = post(queue_calls_max=20)
+    calls = rush(made, 18)
+    made.echo.gate.set()
+    assert [call.result() for call in calls] == [b"%d" % n for n in range(18)]
+
+
+def test_nothing_is_left_with_grpc_when_the_server_stops(post: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "REQUESTED_AHEAD", 1)
+    made = post(queue_calls_max=6)
+    calls = rush(made, 4)
+    left = [made.future(b"left %d" % n) for n in range(5)]
+    made.lane.hurry()
+    wait_until(lambda: made.lane.statistics()["calls"] == 9, "all are taken up")
+    made.echo.gate.set()
+    assert [call.result() for call in calls] == [b"0", b"1", b"2", b"3"]
+    # About as many as may wait are decided, the rest is told to come again; gRPC would have cancelled them.
+    assert {call.code() for call in left} <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
 def test_a_call_whose_deadline_has_passed_is_not_decided(post: Open) -> None:
     made = post()
     made.echo.gate.clear()

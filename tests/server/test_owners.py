@@ -230,6 +230,27 @@ def test_a_call_that_would_wait_too_long_is_shed_at_once(make: Make) -> None:
     assert counter.outcomes[b"0patient"] == b"0patient!"
 
 
+def test_behind_an_owner_that_hangs_no_queue_grows(make: Make) -> None:
+    """A call without a deadline that would be given up for its wait is told at once, and takes nobody's place."""
+    gates = Gates(2)
+    counter = make(gates, owners=2)
+    gates.gates[0].clear()
+    counter.send(b"0hangs")
+    assert gates.deciding[0].wait(10)
+    counter.monotonic.now_s += bounds.QUEUE_WAIT_S - 0.5
+    count = 2 * limits.BATCH_MAX
+    for n in range(count):
+        counter.send(b"0%d" % n)
+    counter.wait_for(count - limits.BATCH_MAX)
+    assert all(isinstance(outcome, Exhausted) for outcome in counter.outcomes.values())
+    counter.send(b"1goes on")
+    counter.wait_for(count - limits.BATCH_MAX + 1)
+    assert counter.outcomes[b"1goes on"] == b"1goes on!"
+    gates.gates[0].set()
+    counter.wait_for(count + 2)
+    assert counter.owners.shed == count - limits.BATCH_MAX
+
+
 def test_an_owner_that_is_free_sheds_nothing(make: Make) -> None:
     gates = Gates(1)
     counter = make(gates)

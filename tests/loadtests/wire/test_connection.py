@@ -220,6 +220,19 @@ def test_after_a_refusal_fewer_streams_are_open(side: Side) -> None:
     assert side.connection.open_calls == 5
 
 
+def test_calls_that_wait_for_a_stream_can_be_given_up(side: Side) -> None:
+    side.take(frames.settings({Setting.MAX_CONCURRENT_STREAMS: 2}))
+    for n in range(6):
+        side.connection.start(request(), n)
+    side.sent()
+    assert side.connection.give_up(lambda tag: tag < 4) == [2, 3]
+    assert side.connection.give_up(lambda tag: tag < 2) == []
+    assert side.connection.open_calls == 4
+    side.take(response(1) + response(3))
+    assert {stream for _, _, stream, _ in side.sent()} == {5, 7}
+    assert [done.tag for done in side.done] == [0, 1]
+
+
 def test_goaway_ends_what_was_not_taken_up(side: Side) -> None:
     for n in range(3):
         side.connection.start(request(), n)
