@@ -14,7 +14,7 @@ What a call means, and the bytes of its answer, are those of the ordinary handle
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from server.roles import Grant
@@ -33,6 +33,10 @@ class Sorted(NamedTuple):
 
 class Method(Protocol):
     """One method of the lane."""
+
+    @property
+    def weigh(self) -> Callable[[Any], int] | None:
+        """How many items of work a prepared call is; None: one. A batch has hardly more than limits.BATCH_MAX of them."""
 
     def sort(self, batch: Sequence[bytes], grants: Sequence[Grant | None] = ()) -> Sequence[Sorted | Outcome]:
         """Open and check requests, in order: one result for each, an answer or an error where there is nothing to decide.
@@ -60,6 +64,8 @@ class Work(Protocol):
 
 class Blocking:
     """A method that makes up its mind in one go, on the owner's thread: for those that ask the store more than once."""
+
+    weigh: Callable[[Any], int] | None = None
 
     def decide(self, owner: int, batch: Sequence[Any]) -> Sequence[Outcome]:
         """Decide a batch: one outcome for each call, in order. May wait. Raises PickgateError for all."""

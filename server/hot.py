@@ -8,7 +8,7 @@ attempts. So nothing is decided here, and a test compares the two.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Final, TypeAlias
 
@@ -79,6 +79,7 @@ class _Verb:
     _changes: ClassVar[bool]
     """Whether it has request ids."""
     _answers: ClassVar[Answers]
+    weigh: Callable[[Any], int] | None = None
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from google.protobuf.message import Message
@@ -26,6 +27,7 @@ class _Verb(Blocking):
         read: makes a request of the engine of it; raises PickgateError.
         decide: asks the engine; one outcome for each request.
         partitions: those that a request needs.
+        weigh: how many items of work a request is; None: one.
     """
 
     def __init__(
@@ -35,12 +37,14 @@ class _Verb(Blocking):
         read: Callable[[Any], Any],
         decide: Callable[[Deployment, Sequence[Any]], list[Outcome]],
         partitions: Callable[[Deployment, Any], Iterable[int]],
+        weigh: Callable[[Any], int] | None = None,
     ) -> None:
         self._deployment = deployment
         self._message = message
         self._read = read
         self._decide = decide
         self._partitions = partitions
+        self.weigh = weigh
 
     def sort(self, batch: Sequence[bytes], grants: Sequence[Grant | None] = ()) -> list[Sorted | Outcome]:
         """See Method."""
@@ -112,7 +116,13 @@ def methods(deployment: Deployment) -> Mapping[str, Method]:
         deployment, code_pb.IssueRequest, translate.issue_request, _issue, issuance.partitions_of_issue
     )
     render = _Verb(
-        deployment, code_pb.RenderRequest, translate.render_request, _render, _partitions_of_render
+        deployment,
+        code_pb.RenderRequest,
+        translate.render_request,
+        _render,
+        _partitions_of_render,
+        # A day's worth of payloads takes longer than a hundred redemptions.
+        weigh=attrgetter("count"),
     )
     return {
         "/pickgate.v1.RedemptionService/Redeem": hot.Redeem(deployment),

@@ -405,21 +405,25 @@ class Owners:
         return True
 
     def _take(self, owner: _Owner) -> tuple[list[tuple[Waiting, Any]], list[Waiting]]:
-        """What waits there, of one method, the oldest first; and what is too late for that."""
+        """What waits there, of one method, the oldest first, and no more than a batch of work; and what is too late for that."""
         unix_s = self._unix_s()
         queue = owner.queue
         batch: list[tuple[Waiting, Any]] = []
         late: list[Waiting] = []
         others: list[tuple[Waiting, Any]] = []
+        room, weigh = limits.BATCH_MAX, None
         with owner.lock:
-            while queue and len(batch) < limits.BATCH_MAX:
-                call, _ = pair = queue.popleft()
+            while queue and room > 0:
+                call, prepared = pair = queue.popleft()
                 if call.deadline_s <= unix_s:
                     late.append(call)
                 elif not batch or (
                     call.method == batch[0][0].method and not call.alone and not batch[0][0].alone
                 ):
+                    if not batch:
+                        weigh = self._methods[call.method].weigh
                     batch.append(pair)
+                    room -= 1 if weigh is None else weigh(prepared)
                 else:
                     others.append(pair)
             queue.extendleft(reversed(others))

@@ -264,6 +264,25 @@ def test_an_owner_that_is_free_sheds_nothing(make: Make) -> None:
     assert counter.outcomes[b"0hasty"] == b"0hasty!"
 
 
+def test_a_batch_has_no_more_work_than_a_batch_of_ordinary_calls(make: Make) -> None:
+    """Calls that are much work each wait for one another, and nobody else waits for all of them."""
+    light, heavy = Gates(1), Gates(1)
+    heavy.weigh = lambda data: int(data[1:])
+    counter = make(light, heavy)
+    light.gates[0].clear()
+    counter.send(b"0first")
+    assert light.deciding[0].wait(10)
+    half = limits.BATCH_MAX // 2
+    large = [b"0%d" % (half + n) for n in range(5)]
+    counter.send(*large, method=1)
+    counter.send(b"0in between", b"0and more")
+    counter.owners.sort_ahead()
+    light.gates[0].set()
+    counter.wait_for(8)
+    assert [batch for _, batch in heavy.batches] == [large[:2], large[2:4], large[4:]]
+    assert light.batches == [(0, [b"0first"]), (0, [b"0in between", b"0and more"])]
+
+
 class Sharing(Gates):
     """Gates at which some calls need several owners."""
 
