@@ -11,8 +11,8 @@ How it lives and ends:
   deleted, and with it the lock). The store inherits the locked descriptors, so the lock lasts until both this process *and*
   the store are gone: a successor never opens data that a dying store is still writing;
 * a store that ends by itself is started again on the same data, after a growing wait, and each time an error is logged;
-* the store forks a child to rewrite its append-only file, each time that has doubled. The child is given a lower priority: on two busy
-  cores it took one of them for itself, and p99 of the calls meanwhile was ten times as long;
+* the store forks a child to rewrite its append-only file, each time that has doubled. The child takes its time, and runs only where nobody
+  else wants to: on two busy cores it took one of them for itself, and p99 of the calls meanwhile was ten times as long;
 * a server that was built on the C library's malloc gets mimalloc in front of it (engine.state.allocator).
 """
 
@@ -74,9 +74,7 @@ one that ends as soon as it is started is started ever less often."""
 LOG_BYTES_MAX: Final = 4 * 1024 * 1024
 """store.log is renamed to store.log.1 past this size: at most twice this much is kept."""
 REWRITE_LOOK_S: Final = 0.1
-"""How often it is looked whether the store rewrites its append-only file: a hundred thousand records take it some 0.3 s."""
-REWRITE_NICE: Final = 10
-"""Niceness of the process that does; on a busy core a tenth of what the store itself gets."""
+"""How often it is looked whether the store rewrites its append-only file: a hundred thousand records take it some seconds."""
 LOG_LOOKS: Final = 300
 """Looks for a rewrite between two looks at the log's length: half a minute."""
 LOG_TAIL_BYTES: Final = 4 * 1024
@@ -97,6 +95,8 @@ _SETTINGS: Final[Mapping[str, str]] = {
     "aof-load-truncated": "yes",
     "auto-aof-rewrite-percentage": "100",
     "auto-aof-rewrite-min-size": "256mb",
+    # The child that rewrites sleeps after each fourth key, some 60 us: it takes ten times as long, and a tenth of a core and of the disk.
+    "rdb-key-save-delay": "-4",
     "maxmemory-policy": "noeviction",
     # Records live in hash buckets that must stay listpacks: a hash table costs over 60 bytes more for each code.
     "hash-max-listpack-value": "4096",
@@ -563,11 +563,11 @@ def _environment() -> dict[str, str]:
 
 
 def _yield_priority(pid: int) -> None:
-    """Give the children of a store, which rewrite its file, a lower priority. Their number is 0 or 1."""
+    """Let the children of a store, which rewrite its file, run only on a core that is idle. Their number is 0 or 1."""
     with contextlib.suppress(OSError):  # the store has ended, or the child has; or a kernel without the list
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            if os.getpriority(os.PRIO_PROCESS, int(child)) < REWRITE_NICE:
-                os.setpriority(os.PRIO_PROCESS, int(child), REWRITE_NICE)
+        for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+            if os.sched_getscheduler(child) != os.SCHED_IDLE:
+                os.sched_setscheduler(child, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _check_allocator(pid: int) -> None:

@@ -20,6 +20,7 @@ SETTINGS: Final = {
     "aof-use-rdb-preamble": "yes",
     "auto-aof-rewrite-percentage": "100",
     "auto-aof-rewrite-min-size": "256mb",
+    "rdb-key-save-delay": "-4",
     "save": "",
     "maxmemory-policy": "noeviction",
 }
