@@ -74,6 +74,9 @@ REQUESTED_AHEAD: Final = 256
 thread looks away."""
 LANE_CHECK_S_MAX: Final = 5.0
 """How long the check of the hot lane before the start may take; it takes some 50 ms."""
+SWITCH_S: Final = 0.0005
+"""How long a thread that has the interpreter's lock may keep it from one that waits. With 5 ms, the interpreter's own, an owner's thread with a
+batch's answer in hand waited that long for the lane's now and then, and the store had nothing to do."""
 STATISTICS_S: Final = 1.0
 REQUEST_WAIT_STOPPING_S: Final = 0.5
 REQUEST_LOOK_S: Final = 0.25

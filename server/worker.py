@@ -20,7 +20,7 @@ from server import opening
 from server.config import Settings
 from server.hardening import keep_memory_private
 from server.output import LogFormatter
-from server.serve import Server, freeze_heap
+from server.serve import Server, tune_interpreter
 from server.statistics import StatisticsFile
 from server.stopping import StopSignal
 
@@ -59,7 +59,7 @@ def main() -> int:
                 )
                 try:
                     server.start()
-                    freeze_heap()
+                    tune_interpreter()
                     _say({"serving": server.addresses})
                     with _statistics(orders, server):
                         stop.wait()

@@ -23,7 +23,7 @@ from server.hardening import keep_memory_private
 from server.issuers import Issuers
 from server.ledger_process import LedgerProcess
 from server.output import OutputFailed, json_text, log_to_stderr, visible
-from server.serve import Server, answers, freeze_heap
+from server.serve import Server, answers, tune_interpreter
 from server.statistics import StatisticsFile
 from server.stopping import StopSignal
 from server.workers import Supervisor, orders_of, reserved
@@ -198,7 +198,7 @@ def _run(
         issuing=opening.issuing(settings),
     ).start()
     try:
-        freeze_heap()
+        tune_interpreter()
         _announce(console, settings, server.addresses)
         with StatisticsFile(stats_file, server.statistics) if stats_file else contextlib.nullcontext():
             stop.wait()
