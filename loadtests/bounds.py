@@ -43,8 +43,9 @@ WIDE: Final = 0.7
 """A target counts as missed below this share of it: figures of one run scatter, most of all on a shared machine."""
 PEAK_RATIO_WANTED: Final = 8.0
 """Our peak by the comparison's at equal durability."""
-P99_RATIO_WANTED: Final = 1.0
-"""Our p99 at 80 % of our peak by the comparison's at 80 % of its own: at eight times the rate, not slower. Fails past 1 / WIDE."""
+P99_RATIO_WANTED: Final = 3.0
+"""Our p99 at 80 % of our peak by the comparison's at 80 % of its own, at some eight times the rate: the goal below, 25 ms, by the 8 ms that the
+comparison takes on the machine for which the goal was set. Fails past this / WIDE."""
 GOAL_PEAK_PER_S: Final = 10_000.0
 GOAL_P99_MS: Final = 25.0
 GOAL_P50_MS: Final = 3.0

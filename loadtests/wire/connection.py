@@ -140,6 +140,8 @@ class Connection:
         self._whole_max = min(self._window_initial, self._frame_max)
         self._streams_max = self._streams_told = frames.STREAM_ID_MAX
         self._table_shrunk = False
+        self._refused = False
+        """A stream was refused, and no call has ended since."""
         self._gathering: tuple[int, int, bytes] | None = None  # flags, stream and block so far
         self.draining = False
         """It takes no new calls (GOAWAY, or out of stream ids); those under way go on."""
@@ -223,7 +225,8 @@ class Connection:
         """Send of what waits as much as windows and streams allow, in order."""
         while self._partial is not None or self._waiting:
             if self._partial is None:
-                if self.draining or len(self._calls) >= self._streams_max:
+                self._refused = self._refused and bool(self._calls)
+                if self.draining or len(self._calls) >= self._streams_max or self._refused:
                     return
                 self._begin(self._waiting.popleft())
             if not self._send_part():
@@ -324,6 +327,7 @@ class Connection:
 
     def _end(self, stream_id: int, status: Status, at_ns: int) -> None:
         _, tag, _ = self._calls.pop(stream_id)
+        self._refused = False
         body = self._bodies.pop(stream_id, b"")
         if self._partial is not None and self._partial.stream_id == stream_id:
             self._partial = None
@@ -437,13 +441,15 @@ class Connection:
         """Send a call again: the peer promises that nothing was done, so every gRPC client does.
 
         It comes up when calls follow answers so fast that the peer still counts answered streams as open. So from now on
-        fewer are open at a time, though never less than half of what the peer announced; and this one waits for its turn.
+        fewer are open at a time, though never less than half of what the peer announced; and this one waits for its turn, and until a call has
+        ended: sent at once, it was refused as often as it may be within a millisecond.
         """
         request, tag, refusals = self._calls.pop(stream_id)
         if self._partial is not None and self._partial.stream_id == stream_id:
             self._partial = None
         self._streams_max = min(self._streams_max, max(1, self._streams_told // 2, len(self._calls)))
         self._waiting.append((request, tag, refusals + 1))
+        self._refused = True
 
     def _on_goaway(self, payload: bytes, at_ns: int) -> None:
         if len(payload) < 8:

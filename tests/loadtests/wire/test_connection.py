@@ -220,6 +220,21 @@ def test_after_a_refusal_fewer_streams_are_open(side: Side) -> None:
     assert side.connection.open_calls == 5
 
 
+def test_a_refused_call_waits_until_another_has_ended(side: Side) -> None:
+    side.take(frames.settings({Setting.MAX_CONCURRENT_STREAMS: 3}))
+    for n in range(3):
+        side.connection.start(request(), n)
+    side.sent()
+    side.take(frame(Type.RST_STREAM, 0, 5, frames.NUMBER.pack(Code.REFUSED_STREAM)))
+    side.connection.start(request(), 3)
+    assert side.sent() == []
+    side.take(response(1))
+    assert {stream for _, _, stream, _ in side.sent()} == {7}
+    side.take(response(3) + response(7))
+    assert {stream for _, _, stream, _ in side.sent()} == {9}
+    assert [done.tag for done in side.done] == [0, 1, 2]
+
+
 def test_calls_that_wait_for_a_stream_can_be_given_up(side: Side) -> None:
     side.take(frames.settings({Setting.MAX_CONCURRENT_STREAMS: 2}))
     for n in range(6):
