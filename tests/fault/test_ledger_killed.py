@@ -128,10 +128,10 @@ def test_whatever_is_killed_the_ledger_has_it_all_once(serving: Serving) -> None
             assert acknowledged
             assert acknowledged <= set(written)
             folder = serving.data_dir / "ledger-heads"
-            key = heads.load_public_key(folder / "public.pem")
+            public_key = heads.load_public_key(folder / "public.pem")
             # At its start, when the ledger may have had no row yet, and each minute.
-            until(lambda: any(heads.read(folder, key)), "heads are signed", 120.0)
-            statements = list(heads.read(folder, key))
+            until(lambda: any(heads.read(folder, public_key)), "heads are signed", 120.0)
+            statements = list(heads.read(folder, public_key))
             report = verify(ledger, statements)
             assert (report.faults, report.unsound) == ([], [])
             assert report.statements > 0
