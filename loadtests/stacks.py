@@ -69,6 +69,8 @@ class Stack:
         self.statistics_path: Final = folder / "statistics.jsonl"
         self._socket_dir = None if tcp else Path(tempfile.mkdtemp(prefix="pg-"))
         self._process: subprocess.Popen[str] | None = None
+        self._family: list[psutil.Process] = []
+        """What its first process had started when it listened: its store outlives it if it is killed."""
         self.address = ""
         self.addresses: list[str] = []
         self.store = ""
@@ -112,6 +114,7 @@ class Stack:
         if not line:
             self.stop()
             raise StackFailed(f"{self.name} did not come up; its log ends:\n{self.log_tail()}")
+        self._family = _family(self._process.pid)
         said = json.loads(line)
         self.addresses, self.store = said["serving"], said["store"]
         self.address = self.addresses[0]
@@ -129,7 +132,7 @@ class Stack:
         process, self._process = self._process, None
         if process is None:
             return
-        family = _family(process.pid)
+        family = {*self._family, *_family(process.pid)}
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         try:

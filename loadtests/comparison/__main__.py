@@ -50,9 +50,10 @@ async def serve(store: Store, listen: str) -> None:
         if not listen.startswith("unix:"):
             address = f"{listen.rpartition(':')[0]}:{port}"
         await server.start()
+        stopped = _stopped()  # before anybody is told that there is something to stop
         print(json.dumps({"serving": [address], "store": f"unix://{store.socket}"}), flush=True)
         sweeper = asyncio.create_task(_sweep(codes))
-        await _stopped()
+        await stopped.wait()
         sweeper.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await sweeper
@@ -75,12 +76,13 @@ async def _sweep(codes: Codes) -> None:
             _log.exception("the sweep failed")
 
 
-async def _stopped() -> None:
+def _stopped() -> asyncio.Event:
+    """Set when the process is asked to end."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+    return stop
 
 
 def main() -> None:

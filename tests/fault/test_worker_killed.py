@@ -188,6 +188,10 @@ def a_round(deployment: Deployment, clients: Sequence[OwnConnection], turn: int)
     assert before.on_hand - after.on_hand == redeemed
 
 
+def is_past(at_s: float) -> bool:
+    return time.monotonic() > at_s
+
+
 def judge(what: str, taken_s: Sequence[float]) -> None:
     """Print the figures; hold the bound in the long form."""
     told = " ".join(f"{one_s:.2f}" for one_s in taken_s)
@@ -235,7 +239,7 @@ def test_the_store_of_two_workers_dies_in_a_rush(crew: Serving) -> None:
         steady_s = 0.0
         for turn in range(KILLS):
             # One that is killed sooner is taken for one that can't start, and waits.
-            until(lambda: time.monotonic() > steady_s, "the store has lived for a while")  # noqa: B023
+            until(partial(is_past, steady_s), "the store has lived for a while")
             with a_round(deployment, clients, turn) as made:
                 calls = made.reach_a_moment()
                 os.kill(store_pid(crew), signal.SIGKILL)

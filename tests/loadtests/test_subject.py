@@ -174,6 +174,14 @@ def test_a_stack_that_is_gone_says_so(tmp_path: Path) -> None:
             stack.usage()
 
 
+def test_a_stack_that_was_killed_leaves_no_store(tmp_path: Path) -> None:
+    with Comparison(tmp_path, tcp=False) as stack:
+        store, *_ = psutil.Process(stack.pid).children(recursive=True)
+        psutil.Process(stack.pid).kill()
+    gone, _ = psutil.wait_procs([store], timeout=20)
+    assert gone == [store]
+
+
 def test_positions_are_near_their_stores() -> None:
     import random
 
