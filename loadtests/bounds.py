@@ -64,6 +64,11 @@ OVERLOAD_BESIDE: Final = 0.5
 """Load before and after, as a share of the peak."""
 OVERLOAD_GOODPUT_MIN: Final = 0.8
 OVERLOAD_RECOVERY_S: Final = 2.0
+OVERLOAD_SPAN_S: Final = 0.5
+"""Recovery is seen in spans of so long, each by its p99: the store may begin to rewrite its file just then, as at any load, and one tenth
+of a second of that would be the p99 of all that came after."""
+OVERLOAD_DONE_MIN: Final = 0.9
+"""A span in which less than this share of its calls was done is not normal, however quick those were."""
 OVERLOAD_P99_TIMES: Final = 2.0
 OVERLOAD_P99_SLACK_MS: Final = 10.0
 """p99 is back to normal at OVERLOAD_P99_TIMES that of before, or this much more, whichever allows more."""
@@ -76,7 +81,11 @@ SOAK_SHARE: Final = 0.5
 SOAK_SLICE_S: Final = 20.0
 """Codes are made for one slice at a time: payloads go stale."""
 SOAK_SETTLED_S: Final = 60.0
+SOAK_S_MIN: Final = 180.0
+"""Less says nothing of growth: a minute to settle in, and two to hold against each other."""
 SOAK_RSS_GROWTH_MAX: Final = 0.05
+"""By the median of each minute. One reading may be higher: calls under way take some 10 KB each, and while the store forks there are
+hundreds more of them."""
 IDLE_TERMINALS: Final = 2_000
 IDLE_COST_MAX: Final = 0.2
 IDLE_ROUNDS: Final = 3

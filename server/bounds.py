@@ -54,9 +54,9 @@ PENDING_CALLS_MAX: Final = 16_384
 own default is a thousand: a burst, not a rush."""
 SHED_AFTER_S: Final = 0.25
 """How long it may be as full as that before callers are told: a burst is waited for, a rush that lasts is not."""
-SHED_EVERY: Final = 8
-"""Then one of so many calls is shed with advice to retry: enough to tell callers and to keep calls young, too few to keep the lane from
-deciding the others."""
+SHED_EVERY: Final = 32
+"""Then one of so many calls is shed with advice to retry: enough that each busy caller is told within a second, too few to keep the lane
+from deciding the others."""
 QUEUE_WAIT_S: Final = limits.STORE_TIMEOUT_S
 """How long a call of the hot lane may wait behind others for its part of the store. Those before it had as long."""
 SILENT_CALLS_MAX: Final = 4_096

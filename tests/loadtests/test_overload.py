@@ -1,0 +1,71 @@
+"""What counts as recovered after an overload."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable
+
+from loadtests.overload import Overload
+from loadtests.runs import Run
+
+BEFORE_S, SECONDS, AFTER_S = 4.0, 10.0, 6.0
+END_S = BEFORE_S + SECONDS
+
+
+def overloaded(latency_ms: Callable[[float], float]) -> Overload:
+    """A hundred calls a second all along, each good, with the latency that is given for when it was due."""
+    due_s = [nth / 100 for nth in range(int((END_S + AFTER_S) * 100))]
+    run = Run("open", 64, 100.0, planned=len(due_s), sent=len(due_s), answered=len(due_s))
+    run.good = len(due_s)
+    run.good_due_ns = array("q", [int(at * 1e9) for at in due_s])
+    run.good_latencies_ns = array("q", [int(latency_ms(at) * 1e6) for at in due_s])
+    return Overload(120.0, SECONDS, BEFORE_S, AFTER_S, run, 2**20, 2**20)
+
+
+def failed(found: Overload) -> set[str]:
+    return {check.name for check in found.checks() if check.failed}
+
+
+BACK = "latency is back to normal after"
+STAYS = "p99 from 2 s after on, median of half seconds"
+
+
+def test_recovered_in_time() -> None:
+    found = overloaded(lambda at: 500.0 if BEFORE_S <= at < END_S + 1.2 else 8.0)
+    assert found.recovered_s == 1.5
+    assert failed(found) == set()
+
+
+def test_recovered_too_late() -> None:
+    found = overloaded(lambda at: 500.0 if BEFORE_S <= at < END_S + 2.6 else 8.0)
+    assert found.recovered_s == 3.0
+    assert failed(found) == {BACK}
+
+
+def test_not_recovered_at_all() -> None:
+    found = overloaded(lambda at: 500.0 if at >= BEFORE_S else 8.0)
+    assert found.recovered_s == math.inf
+    assert failed(found) == {BACK, STAYS}
+
+
+def test_recovered_for_a_moment_only() -> None:
+    found = overloaded(lambda at: 500.0 if BEFORE_S <= at < END_S or at >= END_S + 1 else 8.0)
+    assert found.recovered_s == 0.0
+    assert failed(found) == {STAYS}
+
+
+def test_a_fork_of_the_store_afterwards_is_told_and_no_more() -> None:
+    found = overloaded(
+        lambda at: 90.0 if END_S + 3 <= at < END_S + 3.1 else 500.0 if BEFORE_S <= at < END_S else 8.0
+    )
+    assert failed(found) == set()
+    assert found.p99_after_worst_ms > 80
+
+
+def test_few_but_quick_answers_are_no_recovery() -> None:
+    found = overloaded(lambda _: 8.0)
+    keep = [nth for nth, due in enumerate(found.run.good_due_ns) if due < END_S * 1e9 or nth % 3 == 0]
+    for name in ("good_due_ns", "good_latencies_ns"):
+        setattr(found.run, name, array("q", [getattr(found.run, name)[nth] for nth in keep]))
+    assert failed(found) == {BACK, STAYS}
