@@ -20,7 +20,7 @@ def overloaded(latency_ms: Callable[[float], float]) -> Overload:
     run.good = len(due_s)
     run.good_due_ns = array("q", [int(at * 1e9) for at in due_s])
     run.good_latencies_ns = array("q", [int(latency_ms(at) * 1e6) for at in due_s])
-    return Overload(120.0, SECONDS, BEFORE_S, AFTER_S, run, 2**20, 2**20)
+    return Overload(110.0, SECONDS, BEFORE_S, AFTER_S, run, 2**20, 2**20)
 
 
 def failed(found: Overload) -> set[str]:
