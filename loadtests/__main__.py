@@ -212,7 +212,7 @@ def _steps(console: Console, asked: argparse.Namespace, folder: Path) -> int:
 
 def _overload(console: Console, asked: argparse.Namespace, folder: Path) -> int:
     def measure(subject: Subject, peak: Peak) -> tuple[Any, list[Check]]:
-        found = overloads.overload(subject, peak.per_s, asked.seconds)
+        found = overloads.overload(subject, peak.per_s, peak.window, asked.seconds)
         checks.show(console, f"Overload of {subject.name}", ("", ""), found.rows())
         return found.as_json(), found.checks()
 

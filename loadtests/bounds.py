@@ -63,6 +63,8 @@ OVERLOAD_AFTER_S: Final = 6.0
 OVERLOAD_BESIDE: Final = 0.5
 """Load before and after, as a share of the peak."""
 OVERLOAD_GOODPUT_MIN: Final = 0.8
+"""By the mean of a round of the peak just before it and one just after: making the codes takes minutes, in which a machine that others use
+too may have become a fifth faster or slower."""
 OVERLOAD_RECOVERY_S: Final = 2.0
 OVERLOAD_SPAN_S: Final = 0.5
 """Recovery is seen in spans of so long, each by its p99: the store may begin to rewrite its file just then, as at any load, and one tenth

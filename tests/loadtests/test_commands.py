@@ -113,7 +113,7 @@ LONG = pytest.mark.skipif(
         ),
         pytest.param(
             ["overload", "--seconds", "1"],
-            {"goodput by peak", "shed calls with RetryInfo", "books of comparison"},
+            {"goodput by the peak beside it", "shed calls with RetryInfo", "books of comparison"},
             marks=LONG,
         ),
     ],

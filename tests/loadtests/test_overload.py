@@ -13,14 +13,16 @@ BEFORE_S, SECONDS, AFTER_S = 4.0, 10.0, 6.0
 END_S = BEFORE_S + SECONDS
 
 
-def overloaded(latency_ms: Callable[[float], float]) -> Overload:
+def overloaded(
+    latency_ms: Callable[[float], float], beside_per_s: tuple[float, float] = (110.0, 110.0)
+) -> Overload:
     """A hundred calls a second all along, each good, with the latency that is given for when it was due."""
     due_s = [nth / 100 for nth in range(int((END_S + AFTER_S) * 100))]
     run = Run("open", 64, 100.0, planned=len(due_s), sent=len(due_s), answered=len(due_s))
     run.good = len(due_s)
     run.good_due_ns = array("q", [int(at * 1e9) for at in due_s])
     run.good_latencies_ns = array("q", [int(latency_ms(at) * 1e6) for at in due_s])
-    return Overload(110.0, SECONDS, BEFORE_S, AFTER_S, run, 2**20, 2**20)
+    return Overload(110.0, beside_per_s, SECONDS, BEFORE_S, AFTER_S, run, 2**20, 2**20)
 
 
 def failed(found: Overload) -> set[str]:
@@ -69,3 +71,8 @@ def test_few_but_quick_answers_are_no_recovery() -> None:
     for name in ("good_due_ns", "good_latencies_ns"):
         setattr(found.run, name, array("q", [getattr(found.run, name)[nth] for nth in keep]))
     assert failed(found) == {BACK, STAYS}
+
+
+def test_goodput_is_held_against_the_peak_of_the_same_minute() -> None:
+    assert failed(overloaded(lambda _: 8.0, (130.0, 116.0))) == set()
+    assert failed(overloaded(lambda _: 8.0, (130.0, 126.0))) == {"goodput by the peak beside it"}
