@@ -6,6 +6,7 @@ import math
 import statistics
 from array import array
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -36,7 +37,7 @@ class Overload:
         """Wanted answers per second while it lasted."""
         return self.run.good_within(self.before_s, self.before_s + self.seconds) / self.seconds
 
-    @property
+    @cached_property
     def p99_before_ms(self) -> float:
         """At the load before: the median of its spans' p99."""
         return statistics.median(self._p99s_ms(self.before_s / 4, self.before_s))
@@ -44,14 +45,12 @@ class Overload:
     @property
     def p99_after_ms(self) -> float:
         """At the same load, of calls due once recovery should be over: the median of the spans' p99."""
-        return statistics.median(
-            self._p99s_ms(self._end_s + bounds.OVERLOAD_RECOVERY_S, self._end_s + self.after_s)
-        )
+        return statistics.median(self._recovered_p99s_ms)
 
     @property
     def p99_after_worst_ms(self) -> float:
         """The worst of those spans."""
-        return max(self._p99s_ms(self._end_s + bounds.OVERLOAD_RECOVERY_S, self._end_s + self.after_s))
+        return max(self._recovered_p99s_ms)
 
     @property
     def p99_allowed_ms(self) -> float:
@@ -64,13 +63,17 @@ class Overload:
     @property
     def recovered_s(self) -> float:
         """From the end of the overload to the first span of normal latency; infinite if there was none."""
-        spans = self._p99s_ms(self._end_s, self._end_s + self.after_s)
-        normal = (nth for nth, p99_ms in enumerate(spans) if p99_ms <= self.p99_allowed_ms)
+        normal = (nth for nth, p99_ms in enumerate(self._after_p99s_ms) if p99_ms <= self.p99_allowed_ms)
         return next((nth * bounds.OVERLOAD_SPAN_S for nth in normal), math.inf)
 
+    @cached_property
+    def _after_p99s_ms(self) -> list[float]:
+        end_s = self.before_s + self.seconds
+        return self._p99s_ms(end_s, end_s + self.after_s)
+
     @property
-    def _end_s(self) -> float:
-        return self.before_s + self.seconds
+    def _recovered_p99s_ms(self) -> list[float]:
+        return self._after_p99s_ms[round(bounds.OVERLOAD_RECOVERY_S / bounds.OVERLOAD_SPAN_S) :]
 
     def _p99s_ms(self, from_s: float, to_s: float) -> list[float]:
         """p99 of each span, by when its calls were due; of one in which too few of them were done, infinite."""
