@@ -56,18 +56,27 @@ class Standings:
 
     def of(self, store_ids: Sequence[int]) -> npt.NDArray[np.void]:
         """What holds at each of some stores: rows of STANDING."""
+        rows = self._rows(store_ids)
+        # The table after the rows: it may have been replaced by a longer one, which has them too.
+        found: npt.NDArray[np.void] = self._table[rows]
+        return found
+
+    def lives_s(self, store_ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        """How long a payload of each of some stores lives, in seconds."""
+        rows = self._rows(store_ids)
+        found: npt.NDArray[np.int64] = self._table["payload_life_s"][rows]
+        return found
+
+    def _rows(self, store_ids: Sequence[int]) -> list[int]:
         at = self._at
         try:
-            rows = [at[store_id] for store_id in store_ids]
+            return [at[store_id] for store_id in store_ids]
         except KeyError:
             with self._growing:
                 for store_id in store_ids:
                     if store_id not in at:
                         self._enter(store_id)
-            rows = [at[store_id] for store_id in store_ids]
-        # The table after the rows: it may have been replaced by a longer one, which has them too.
-        found: npt.NDArray[np.void] = self._table[rows]
-        return found
+            return [at[store_id] for store_id in store_ids]
 
     def _enter(self, store_id: int) -> None:
         row = len(self._at)

@@ -7,7 +7,7 @@ attempts. So nothing is decided here, and a test compares the two.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Final, TypeAlias
@@ -24,7 +24,7 @@ from engine.deployment import Deployment
 from engine.errors import PickgateError
 from engine.state import attempts as state
 from engine.state.attempts import Attempt, Facts
-from ext.codec import pack
+from ext.datum import Datum
 from ext.lane import Answers, Scanned, Shape, scan_batch
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from server import bounds, roles, translate, written
@@ -48,13 +48,19 @@ _FIELDS: Final = (
 )
 """Of RedeemRequest. Lines and proofs are left to the ordinary way. InspectRequest has the same numbers, and what it has not is an
 unknown field there, which is not looked at."""
-_SHAPE: Final = Shape(_FIELDS)
 _REQUEST_ID, _CODE, _PIN, _ACTOR = range(4)
 """Columns of texts."""
-_POSITION: Final = [path for path, _ in _FIELDS].index((5,))
-_WHOLE_POSITION: Final = 0b111 << _POSITION
-"""Bits of `present`: the position with its latitude and its longitude."""
-_DATUM_MAX: Final = 3
+_NUMBER: Final = (1, 2**32 - 1)
+_RANGES: Final[dict[tuple[int, ...], tuple[float, float]]] = {
+    **{(1, number): _NUMBER for number in (1, 2, 3)},
+    (3,): (1, bounds.CODE_CHARS_MAX),
+    (5, 1): (-90.0, 90.0),
+    (5, 2): (-180.0, 180.0),
+    (5, 3): (0.0, sys.float_info.max),
+    (5, 4): (min(Datum), max(Datum)),
+}
+"""What server.translate takes as it is, all but the code checked. Whatever is out of it goes the ordinary way."""
+_NEEDED: Final = ((1,), (5, 1), (5, 2))
 
 
 def _granted(found: Scanned, grants: Sequence[Grant | None]) -> npt.NDArray[np.bool_]:
@@ -79,6 +85,8 @@ class _Verb:
     _changes: ClassVar[bool]
     """Whether it has request ids."""
     _answers: ClassVar[Answers]
+    _shape: ClassVar[Shape]
+    """Of the messages that take the quick way."""
     weigh: Callable[[Any], int] | None = None
 
     def __init__(self, deployment: Deployment) -> None:
@@ -89,14 +97,14 @@ class _Verb:
     def sort(self, batch: Sequence[bytes], grants: Sequence[Grant | None] = ()) -> list[Sorted | Outcome]:
         """See server.batches.Method."""
         results: list[Sorted | Outcome] = [b""] * len(batch)
-        found = scan_batch(_SHAPE, batch)
-        plain = self._plain(found)
+        found = scan_batch(self._shape, batch)
+        plain = found.plain
         if grants:
             # Whoever asks for another's takes the ordinary way too, and is refused there.
             plain &= _granted(found, grants)
-        at = np.flatnonzero(plain).tolist()
+        at = range(len(batch)) if plain.all() else np.flatnonzero(plain).tolist()
         if at:
-            columns = self._scanned([batch[n] for n in at], found, at)
+            columns = self._scanned(found, None if len(at) == len(batch) else at)
             if grants:
                 columns = replace(columns, actors=Texts.of([_actor(grants[n]) for n in at]))
             self._prepare(columns, at, results)
@@ -136,50 +144,25 @@ class _Verb:
                 owner = owner_of(partition_of(attempt)) if several else 0
                 results[n] = Sorted(owner, (attempt, request_id))
 
-    def _plain(self, found: Scanned) -> npt.NDArray[np.bool_]:
-        """Rows that server.translate would take as they are, all but their codes checked."""
-        code_chars = found.ends[_CODE] - found.starts[_CODE]
-        positions = found.present >> _POSITION & 1 != 0
-        latitude_deg, longitude_deg, accuracy_m, datum = found.numbers[3:]
-        placed = (
-            (found.present & _WHOLE_POSITION == _WHOLE_POSITION)
-            & (np.abs(latitude_deg) <= 90.0)
-            & (np.abs(longitude_deg) <= 180.0)
-            & (accuracy_m >= 0.0)
-            & (accuracy_m < math.inf)
-            & (datum >= 1)
-            & (datum <= _DATUM_MAX)
-        )
-        plain: npt.NDArray[np.bool_] = (
-            found.plain
-            & (found.numbers[:3] >= 1).all(axis=0)
-            & (code_chars >= 1)
-            & (code_chars <= bounds.CODE_CHARS_MAX)
-            & (placed | ~positions)
-            & self._texts_plain(found)
-        )
-        return plain
-
     def _read(self, data: bytes, given: Grant | None) -> Any:
         raise NotImplementedError
 
     def _columns(self, requests: Sequence[Any]) -> Attempts:
         raise NotImplementedError
 
-    def _texts_plain(self, found: Scanned) -> npt.NDArray[np.bool_]:
-        raise NotImplementedError
-
-    def _scanned(self, batch: Sequence[bytes], found: Scanned, at: Sequence[int]) -> Attempts:
-        wire, offsets = pack(batch)
-        begins = offsets[:-1].astype(np.int64)
+    def _scanned(self, found: Scanned, at: Sequence[int] | None) -> Attempts:
+        """The columns of some rows, or of all."""
+        numbers, starts, ends = found.numbers, found.starts, found.ends
+        if at is not None:
+            numbers, starts, ends = numbers[:, at], starts[:, at], ends[:, at]
 
         def texts(column: int) -> Texts:
-            return Texts(wire, begins + found.starts[column, at], begins + found.ends[column, at])
+            return Texts(found.wire, starts[column], ends[column])
 
         return Attempts(
-            found.numbers[:3, at].astype(np.uint32),
+            numbers[:3].astype(np.uint32),
             texts(_CODE),
-            found.numbers[3:, at],
+            numbers[3:],
             texts(_REQUEST_ID) if self._changes else None,
             texts(_ACTOR),
         )
@@ -243,6 +226,17 @@ class Redeem(_Verb):
 
     _changes = True
     _answers = written.REDEEM
+    _shape = Shape(
+        _FIELDS,
+        {
+            **_RANGES,
+            (2,): (limits.REQUEST_ID_CHARS_MIN, limits.REQUEST_ID_CHARS_MAX),
+            # A PIN's shape is the ordinary way's to judge.
+            (4,): (0, 0),
+            (7,): (0, limits.ACTOR_CHARS_MAX),
+        },
+        _NEEDED,
+    )
 
     def _read(self, data: bytes, given: Grant | None) -> RedeemRequest:
         message = translate.parse(redemption_pb.RedeemRequest, data, limits.MESSAGE_BYTES_MAX)
@@ -251,17 +245,6 @@ class Redeem(_Verb):
 
     def _columns(self, requests: Sequence[RedeemRequest]) -> Attempts:
         return attempts.of_redemptions(requests)
-
-    def _texts_plain(self, found: Scanned) -> npt.NDArray[np.bool_]:
-        chars = found.ends - found.starts
-        plain: npt.NDArray[np.bool_] = (
-            (chars[_REQUEST_ID] >= limits.REQUEST_ID_CHARS_MIN)
-            & (chars[_REQUEST_ID] <= limits.REQUEST_ID_CHARS_MAX)
-            & (chars[_ACTOR] <= limits.ACTOR_CHARS_MAX)
-            # A PIN's shape is the ordinary way's to judge.
-            & (chars[_PIN] == 0)
-        )
-        return plain
 
     def _invalid(self, request_id: bytes) -> bytes:
         return written.invalid_redemption(request_id)
@@ -278,6 +261,7 @@ class Inspect(_Verb):
 
     _changes = False
     _answers = written.INSPECT
+    _shape = Shape(_FIELDS, _RANGES, _NEEDED)
 
     def _read(self, data: bytes, given: Grant | None) -> InspectRequest:
         message = translate.parse(redemption_pb.InspectRequest, data, limits.MESSAGE_BYTES_MAX)
@@ -286,9 +270,6 @@ class Inspect(_Verb):
 
     def _columns(self, requests: Sequence[InspectRequest]) -> Attempts:
         return attempts.of_inspections(requests)
-
-    def _texts_plain(self, found: Scanned) -> npt.NDArray[np.bool_]:
-        return found.plain
 
     def _invalid(self, request_id: bytes) -> bytes:
         return written.INVALID_INSPECTION

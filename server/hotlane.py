@@ -48,6 +48,10 @@ _CODES: Final[Mapping[grpc.StatusCode, Any]] = {
 }
 _OK: Final = _CODES[grpc.StatusCode.OK]
 
+_NO_METADATA: Final = cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS)
+_ALL_WELL: Final = cygrpc.SendStatusFromServerOperation(None, _OK, b"", _NO_FLAGS)
+"""Parts of every answer, made once: gRPC copies what they say when it takes them up, and there is nothing in them to be let go of."""
+
 # What is done with an operation of the queue that has ended, by its tag's stage.
 _READING, _ANSWERING, _REFUSING, _OVER = range(4)
 
@@ -447,6 +451,7 @@ class Lane:
     def _answer(self, done: Answered) -> None:
         """Answer calls, from any thread."""
         told: dict[int, _Status] = {}
+        now_s = self._monotonic_s()
         for call, outcome in done:
             assert isinstance(call, Arrival)
             try:
@@ -455,7 +460,7 @@ class Lane:
                         self._throttle.note(self._methods[call.method], call.message, outcome, call.peer)
                     if call.sealed is not None:
                         outcome = Sealing.close(call.sealed, outcome)
-                    self._reply(call, outcome)
+                    self._reply(call, outcome, now_s)
                     continue
                 if call.sealed is not None and isinstance(outcome, Exception):
                     outcome = quiet(outcome)
@@ -467,14 +472,14 @@ class Lane:
             except Exception:
                 _log.exception("a call could not be answered")
 
-    def _reply(self, call: Arrival, message: bytes) -> None:
+    def _reply(self, call: Arrival, message: bytes, now_s: float) -> None:
         call.stage = _ANSWERING
-        self._untaken[id(call)] = (self._monotonic_s(), call)
+        self._untaken[id(call)] = (now_s, call)
         call.call.start_server_batch(
             (
-                cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
+                _NO_METADATA,
                 cygrpc.SendMessageOperation(message, _NO_FLAGS),
-                cygrpc.SendStatusFromServerOperation(None, _OK, b"", _NO_FLAGS),
+                _ALL_WELL,
                 cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),
             ),
             call,
@@ -485,7 +490,7 @@ class Lane:
         self._untaken[id(call)] = (self._monotonic_s(), call)
         call.call.start_server_batch(
             (
-                cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
+                _NO_METADATA,
                 cygrpc.SendStatusFromServerOperation(status.metadata, status.code, status.details, _NO_FLAGS),
                 cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),
             ),

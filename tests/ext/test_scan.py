@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import struct
 from types import ModuleType
@@ -65,13 +66,14 @@ def test_a_plain_message_reads_as_the_library_reads_it(kernel: Any) -> None:
     wire = [message.SerializeToString() for message in messages]
     found = kernel.scan_batch(kernel.Shape(FIELDS), wire)
     assert found.plain.all()
+    assert found.wire == b"".join(wire)
     for n, message in enumerate(messages):
         assert found.numbers[:3, n].tolist() == [
             message.terminal.mall_id,
             message.terminal.store_id,
             message.terminal.terminal_id,
         ]
-        texts = [wire[n][found.starts[k, n] : found.ends[k, n]].decode() for k in range(4)]
+        texts = [found.wire[found.starts[k, n] : found.ends[k, n]].decode() for k in range(4)]
         assert texts == [message.request_id, message.code, message.pin, message.actor]
         at = message.position
         assert found.numbers[3:, n].tolist() == [at.latitude_deg, at.longitude_deg, at.accuracy_m, at.datum]
@@ -110,6 +112,9 @@ def test_anything_else_is_only_marked(kernel: Any, what: str, data: bytes) -> No
     found = kernel.scan_batch(kernel.Shape(FIELDS), [plain, data, plain])
     assert found.plain.tolist() == [True, False, True], what
     assert found.present[1] == 0
+    assert not found.numbers[:, 1].any()
+    assert not found.ends[:, 1].any()
+    assert found.ends[2].tolist() == [8, 0, len(found.wire)]
 
 
 def test_every_cut_of_a_message_is_safe(kernel: Any) -> None:
@@ -160,17 +165,97 @@ def test_a_message_is_bytes(kernel: Any, item: Any) -> None:
         kernel.scan_batch(kernel.Shape(FIELDS), [b"", item])
 
 
+RANGES: Final = {
+    (1, 1): (1, 2**32 - 1),
+    (1, 2): (0, 7),
+    (2,): (2, 4),
+    (4,): (0, 0),
+    (5, 1): (-90.0, 90.0),
+    (5, 3): (0.0, 1.7976931348623157e308),
+    (5, 4): (1, 3),
+}
+NEEDED: Final = ((5, 2), (5, 1))
+# A terminal 1:7, a request id of two, and a position at 90, -180.
+TERMINAL, ID = b"\x0a\x04\x08\x01\x10\x07", b"\x12\x02ab"
+
+
+def position(*fields: bytes) -> bytes:
+    inner = b"".join(fields)
+    return b"\x2a" + bytes([len(inner)]) + inner
+
+
+def at(number: int, value: float) -> bytes:
+    return bytes([number << 3 | 1]) + struct.pack("<d", value)
+
+
+LATITUDE, LONGITUDE, DATUM = at(1, 90.0), at(2, -180.0), b"\x20\x03"
+
+
+@pytest.mark.parametrize(
+    ("what", "data", "plain"),
+    [
+        ("all at their ends", TERMINAL + ID + position(LATITUDE, LONGITUDE, DATUM), True),
+        ("no position, which is not needed", TERMINAL + ID, True),
+        ("no terminal: its range is its own", ID, True),
+        ("a terminal without a mall: 0", b"\x0a\x02\x10\x07" + ID, False),
+        ("a mall 0", b"\x0a\x04\x08\x00\x10\x07" + ID, False),
+        ("a store past its range", b"\x0a\x04\x08\x01\x10\x08" + ID, False),
+        ("no request id", TERMINAL, False),
+        ("an empty request id", TERMINAL + b"\x12\x00", False),
+        ("a request id of one", TERMINAL + b"\x12\x01a", False),
+        ("a request id of four", TERMINAL + b"\x12\x04abcd", True),
+        ("a request id of five", TERMINAL + b"\x12\x05abcde", False),
+        ("a PIN of nothing", TERMINAL + ID + b"\x22\x00", True),
+        ("a PIN", TERMINAL + ID + b"\x22\x011", False),
+        ("no latitude", TERMINAL + ID + position(LONGITUDE, DATUM), False),
+        ("no longitude", TERMINAL + ID + position(LATITUDE, DATUM), False),
+        ("no datum: 0", TERMINAL + ID + position(LATITUDE, LONGITUDE), False),
+        ("a datum past all", TERMINAL + ID + position(LATITUDE, LONGITUDE, b"\x20\x04"), False),
+        ("past the pole", TERMINAL + ID + position(at(1, 90.00001), LONGITUDE, DATUM), False),
+        ("a latitude that is no number", TERMINAL + ID + position(at(1, math.nan), LONGITUDE, DATUM), False),
+        ("a longitude that is no number", TERMINAL + ID + position(LATITUDE, at(2, math.nan), DATUM), False),
+        ("a longitude without a range", TERMINAL + ID + position(LATITUDE, at(2, -math.inf), DATUM), True),
+        ("an endless accuracy", TERMINAL + ID + position(LATITUDE, LONGITUDE, at(3, math.inf), DATUM), False),
+        ("an accuracy below 0", TERMINAL + ID + position(LATITUDE, LONGITUDE, at(3, -1.0), DATUM), False),
+        ("an empty position", TERMINAL + ID + position(), False),
+    ],
+)
+def test_what_is_out_of_its_range_or_missing_is_only_marked(
+    kernel: Any, what: str, data: bytes, plain: bool
+) -> None:
+    shape = kernel.Shape(FIELDS, RANGES, NEEDED)
+    assert kernel.scan_batch(shape, [TERMINAL + ID, data, TERMINAL + ID]).plain.tolist() == [
+        True,
+        plain,
+        True,
+    ], what
+
+
+def test_a_field_that_is_needed_everywhere(kernel: Any) -> None:
+    shape = kernel.Shape(FIELDS, {}, [(1,)])
+    assert kernel.scan_batch(shape, [TERMINAL, ID, b"", b"\x0a\x00"]).plain.tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("ranges", "needed"),
+    [({(9,): (0, 1)}, ()), ({}, [(9,)]), ({(5, 9): (0, 1)}, ()), ({(1,): (1, 2)}, ())],
+)
+def test_ranges_and_needs_are_those_of_fields(kernel: Any, ranges: Any, needed: Any) -> None:
+    with pytest.raises(ValueError, match="field"):
+        kernel.Shape(FIELDS, ranges, needed)
+
+
 def _same(native: Any, twin: Any) -> None:
     assert native.plain.tolist() == twin.plain.tolist()
-    plain = native.plain
-    assert native.present[plain].tolist() == twin.present[plain].tolist()
-    assert np.array_equal(native.numbers[:, plain], twin.numbers[:, plain], equal_nan=True)
-    assert native.starts[:, plain].tolist() == twin.starts[:, plain].tolist()
-    assert native.ends[:, plain].tolist() == twin.ends[:, plain].tolist()
+    assert native.wire == twin.wire
+    assert native.present.tolist() == twin.present.tolist()
+    assert native.numbers.tolist() == twin.numbers.tolist()
+    assert native.starts.tolist() == twin.starts.tolist()
+    assert native.ends.tolist() == twin.ends.tolist()
 
 
-def scan_with(module: ModuleType, wire: list[bytes]) -> Any:
-    return module.scan_batch(module.Shape(FIELDS), wire)
+def scan_with(module: ModuleType, wire: list[bytes], **more: Any) -> Any:
+    return module.scan_batch(module.Shape(FIELDS, **more), wire)
 
 
 def test_native_and_twin_agree_on_damaged_messages() -> None:
@@ -189,10 +274,12 @@ def test_native_and_twin_agree_on_damaged_messages() -> None:
         message = redemption_pb.RedeemRequest.FromString(wire[n])
         assert native.numbers[0, n] == message.terminal.mall_id
         assert struct.pack("<d", native.numbers[3, n]) == struct.pack("<d", message.position.latitude_deg)
-        assert wire[n][native.starts[1, n] : native.ends[1, n]].decode() == message.code
+        assert native.wire[native.starts[1, n] : native.ends[1, n]].decode() == message.code
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=5))
 def test_native_and_twin_agree_on_any_bytes(wire: list[bytes]) -> None:
     _same(scan_with(ext.scan, wire), scan_with(ext.scan_reference, wire))
+    some: Any = {"ranges": RANGES, "needed": NEEDED}
+    _same(scan_with(ext.scan, wire, **some), scan_with(ext.scan_reference, wire, **some))

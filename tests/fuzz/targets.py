@@ -231,11 +231,16 @@ def _proof_seeds() -> Iterable[bytes]:
 # --- the hot lane's scan ----------------------------------------------------------------------------------------------
 def _scan(_: ExitStack) -> Check:
     native_shape, twin_shape = ext.scan.Shape(test_scan.FIELDS), ext.scan_reference.Shape(test_scan.FIELDS)
+    some = (test_scan.FIELDS, test_scan.RANGES, test_scan.NEEDED)
+    native_strict, twin_strict = ext.scan.Shape(*some), ext.scan_reference.Shape(*some)
 
     def check(data: bytes) -> None:
         wire = [data, data[: len(data) // 2], data]
         native = ext.scan.scan_batch(native_shape, wire)
         test_scan._same(native, ext.scan_reference.scan_batch(twin_shape, wire))
+        test_scan._same(
+            ext.scan.scan_batch(native_strict, wire), ext.scan_reference.scan_batch(twin_strict, wire)
+        )
         if native.plain[0]:
             # What is taken is a message to the protobuf library too, and says the same.
             message = redemption_pb.RedeemRequest.FromString(data)

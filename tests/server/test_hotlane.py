@@ -595,8 +595,8 @@ def test_the_check_finds_the_lane_in_order(caplog: pytest.LogCaptureFixture) -> 
 class _Wrong(Lane):
     """Answers with something else."""
 
-    def _reply(self, call: Arrival, message: bytes) -> None:
-        super()._reply(call, message[1:])
+    def _reply(self, call: Arrival, message: bytes, now_s: float) -> None:
+        super()._reply(call, message[1:], now_s)
 
 
 class _Poor(Lane):
