@@ -8,7 +8,8 @@
 -- open reviews (w) and bounds of tiers (b). ARGV 1 is now_ms, ARGV 2 is '1' when the caller's clock
 -- is to be compared with the server's.
 
-local pack, unpack_fields, floor = struct.pack, struct.unpack, math.floor
+local pack, unpack_fields, floor, call = struct.pack, struct.unpack, math.floor, redis.call
+local char = string.char
 
 local NOBODY, NOTHING, NONE = string.rep('\0', 8), string.rep('\0', 12), {}
 local overlay, written, places, lives, appended, events, reviews = {}, {}, {}, {}, {}, {}, {}
@@ -37,7 +38,7 @@ local function begin()
   return nil
 end
 
--- Value of a hash field as this batch sees it; false when there is none.
+-- Value of a hash field as this batch sees it, false when there is none; and what `place` may be given as its id.
 --
 -- One table for all, by key and field in one string (keys of hashes have no zero byte): a table for each key would be made,
 -- grown and freed for each item.
@@ -45,15 +46,15 @@ local function look(key, field)
   local id = key .. '\0' .. field
   local value = overlay[id]
   if value == nil then
-    value = redis.call('HGET', key, field)
+    value = call('HGET', key, field)
     overlay[id] = value
   end
-  return value
+  return value, id
 end
 
--- Set a hash field at commit (false: delete it). The field was looked at before.
-local function place(key, field, value)
-  local id = key .. '\0' .. field
+-- Set a hash field at commit (false: delete it). The field was looked at before; id: what `look` gave, or nil.
+local function place(key, field, value, id)
+  id = id or key .. '\0' .. field
   overlay[id] = value
   if not written[id] then
     written[id] = true
@@ -88,33 +89,33 @@ end
 
 -- Write all that was decided. One event per change; only forgetting, which an earlier event announced, has none.
 local function commit()
-  local before = seq - #events
+  local before, prefix = seq - #events, epoch .. '-'
   -- Numbers below 10^14 are written in full; 64 bits of events would take longer than a deployment lives.
-  for n, event in ipairs(events) do
-    redis.call('XADD', KEYS[2], epoch .. '-' .. before + n, 'e', event)
+  for n = 1, #events do
+    call('XADD', KEYS[2], prefix .. before + n, 'e', events[n])
   end
   if #events > 0 then
-    redis.call('HSET', KEYS[1], 'seq', seq, 'last_seen', now)
+    call('HSET', KEYS[1], 'seq', seq, 'last_seen', now)
   end
   for n = 1, #places, 3 do
     local value = overlay[places[n + 2]]
     if value then
-      redis.call('HSET', places[n], places[n + 1], value)
+      call('HSET', places[n], places[n + 1], value)
     else
-      redis.call('HDEL', places[n], places[n + 1])
+      call('HDEL', places[n], places[n + 1])
     end
   end
   for key, uids in pairs(appended) do
-    redis.call('APPEND', key, uids)
+    call('APPEND', key, uids)
   end
   for key, kept in pairs(lives) do
-    redis.call('SET', key, kept[1], 'EX', kept[2])
+    call('SET', key, kept[1], 'EX', kept[2])
   end
   for uid, at in pairs(reviews) do
     if at then
-      redis.call('ZADD', KEYS[5], at, uid)
+      call('ZADD', KEYS[5], at, uid)
     else
-      redis.call('ZREM', KEYS[5], uid)
+      call('ZREM', KEYS[5], uid)
     end
   end
 end
@@ -153,7 +154,8 @@ end
 
 local function write_lines(lines)
   local bytes = ''
-  for _, line in ipairs(lines) do
+  for n = 1, #lines do
+    local line = lines[n]
     bytes = bytes .. pack(LINE, line.sku, line.count, line.left)
   end
   return bytes
@@ -162,15 +164,14 @@ end
 -- Which lines of the record were moved, one byte each: two lines may name one SKU, so the SKU alone doesn't say it.
 local function write_places(taken)
   local bytes = ''
-  for _, take in ipairs(taken) do
-    bytes = bytes .. string.char(take.n)
-  end
+  for n = 1, #taken do bytes = bytes .. char(taken[n].n) end
   return bytes
 end
 
 local function write_bundles(bundles)
   local bytes = ''
-  for _, bundle in ipairs(bundles) do
+  for n = 1, #bundles do
+    local bundle = bundles[n]
     bytes = bytes .. pack(BUNDLE, bundle.sku, bundle.units, bundle.first, bundle.n)
   end
   return bytes
@@ -193,21 +194,23 @@ end
 
 -- Stock figures of a SKU as a table; zeros when the store has never had it.
 local function read_stock(key, sku)
-  local bytes = look(key, sku)
-  local s = { on_hand = 0, reserved = 0, baseline = 0, tier = 0 }
-  if bytes then
-    s.on_hand, s.reserved, s.baseline, s.tier = unpack_fields(STOCK, bytes)
-  end
-  return s
+  local bytes, id = look(key, sku)
+  local on_hand, reserved, baseline, tier = 0, 0, 0, 0
+  if bytes then on_hand, reserved, baseline, tier = unpack_fields(STOCK, bytes) end
+  return { on_hand = on_hand, reserved = reserved, baseline = baseline, tier = tier, id = id }
 end
 
 -- Bounds of a SKU's tiers: as the policy of the SKU, of the store or of the deployment states them, else the built-in ones.
 local BUILT_IN_BOUNDS = pack(TIERS, LIMIT.TIER_TIGHT_PERCENT, LIMIT.TIER_RED_PERCENT, LIMIT.TIER_CLOSED_PERCENT,
   LIMIT.TIER_EMERGENCY_PERCENT, LIMIT.TIER_HYSTERESIS_PERCENT)
 
+local has_bounds
+
 local function bounds_of(mall, store, sku)
-  local bytes = look(KEYS[6], string.format('sku:%.0f:%.0f', mall, sku)) or look(KEYS[6], string.format('store:%.0f', store))
-    or look(KEYS[6], 'deployment') or BUILT_IN_BOUNDS
+  -- Most deployments have none: three names need not be written and looked for with each sale.
+  if has_bounds == nil then has_bounds = call('EXISTS', KEYS[6]) == 1 end
+  local bytes = has_bounds and (look(KEYS[6], string.format('sku:%.0f:%.0f', mall, sku))
+    or look(KEYS[6], string.format('store:%.0f', store)) or look(KEYS[6], 'deployment')) or BUILT_IN_BOUNDS
   local b = {}
   b.tight, b.red, b.closed, b.emergency, b.hysteresis = unpack_fields(TIERS, bytes)
   return b
@@ -238,7 +241,7 @@ local function write_stock(key, mall, store, sku, s)
       pack('>I4BB', sku, s.tier, tier) .. pack(STOCK, s.on_hand, s.reserved, s.baseline, tier))
     s.tier = tier
   end
-  place(key, sku, pack(STOCK, s.on_hand, s.reserved, s.baseline, s.tier))
+  place(key, sku, pack(STOCK, s.on_hand, s.reserved, s.baseline, s.tier), s.id)
 end
 
 -- Figures of one SKU of an item, each read once into `figures`, so that lines which share a SKU add up.
