@@ -16,7 +16,7 @@ from typing import Final, get_args
 import numpy as np
 import numpy.typing as npt
 
-from engine import limits, policies, policy, proof, serial
+from engine import limits, policies, proof, serial
 from engine.calls import InspectRequest, RedeemRequest
 from engine.claims import UID_BYTES, Line, Version, partition_of
 from engine.control import Copy
@@ -27,16 +27,29 @@ from engine.keyring import Keys
 from engine.state import layouts
 from engine.state.attempts import NO_PIN, Attempt
 from engine.verdict import RedeemVerdict
+from ext.claims import CLAIMS
 from ext.codec import OpenStatus, open_text_batch, pack
-from ext.lane import gather, join_rows, slices
+from ext.lane import Judge, gather, join_rows, slices
 
-_DATUM: Final = 3
-"""Row of `Attempts.places` that holds the datum."""
 _ITEM: Final = layouts.REDEEM_ITEM
 _BLANK: Final = np.zeros(1, _ITEM.dtype)
 """An attempt without a PIN and a proof, against which nothing is found."""
 _BLANK["pin_1"] = _BLANK["pin_2"] = NO_PIN
 _BLANK["proof"] = RedeemVerdict.PROOF_REQUIRED.number
+JUDGE: Final = Judge(
+    _BLANK.tobytes(),
+    {name: _ITEM.at(name) for name in _ITEM.names},
+    skew_s=limits.STAMP_SKEW_S,
+    static_version=Version.STATIC,
+    accuracy_m_max=limits.ACCURACY_M_MAX,
+    allowance_m_max=limits.ACCURACY_ALLOWANCE_M_MAX,
+    location_required=RedeemVerdict.LOCATION_REQUIRED.number,
+    location_unreliable=RedeemVerdict.LOCATION_UNRELIABLE.number,
+    out_of_range=RedeemVerdict.OUT_OF_RANGE.number,
+)
+"""The same rules as engine.policy has for values; a test compares them."""
+_NEVER_S: Final = 2**32 - 1
+"""Expiry of a code whose text has none: the record knows."""
 _ZERO: Final = np.uint8(ord("0"))
 _OPEN_OK: Final = int(OpenStatus.OK)
 """A number: NumPy compares with a member of an enum ten times as slowly."""
@@ -147,34 +160,28 @@ class _Opened:
     rows: npt.NDArray[np.intp]
     whole: bool
     """Whether those are all rows of the batch, in its order."""
-    uids: bytes
-    """m × UID_BYTES."""
-    versions: npt.NDArray[np.uint8]
-    stale: npt.NDArray[np.bool_]
+    claims: npt.NDArray[np.void]
+    """m rows of ext.claims.CLAIMS; of a typed code there are the uid and a version that does not go stale."""
 
     def uid(self, n: int) -> bytes:
-        return self.uids[n * UID_BYTES : (n + 1) * UID_BYTES]
+        return bytes(self.claims["uid"][n].tobytes())
 
 
-def _open(deployment: Deployment, copy: Copy, codes: Texts, now_s: int) -> _Opened:
+def _open(deployment: Deployment, copy: Copy, codes: Texts) -> _Opened:
     """Prove codes genuine, scanned payloads and typed serials alike; whatever is wrong with a code, it is only left out."""
     # Below "0" they come out above nine, being bytes.
     are_typed = np.frombuffer(codes.buffer, np.uint8)[codes.starts] - _ZERO < 10
     if not are_typed.any():
-        return _open_scanned(deployment, copy, codes, None, now_s)
-    scanned = _open_scanned(deployment, copy, codes, np.flatnonzero(~are_typed), now_s)
+        return _open_scanned(deployment, copy, codes, None)
+    scanned = _open_scanned(deployment, copy, codes, np.flatnonzero(~are_typed))
     typed = _open_typed(deployment, copy, codes, np.flatnonzero(are_typed))
-    return _Opened(
-        np.concatenate((scanned.rows, typed.rows)),
-        False,
-        scanned.uids + typed.uids,
-        np.concatenate((scanned.versions, typed.versions)),
-        np.concatenate((scanned.stale, typed.stale)),
-    )
+    claims = np.zeros(len(scanned.rows) + len(typed.rows), CLAIMS)
+    claims[: len(scanned.rows)], claims[len(scanned.rows) :] = scanned.claims, typed.claims
+    return _Opened(np.concatenate((scanned.rows, typed.rows)), False, claims)
 
 
 def _open_scanned(
-    deployment: Deployment, copy: Copy, codes: Texts, rows: npt.NDArray[np.intp] | None, now_s: int
+    deployment: Deployment, copy: Copy, codes: Texts, rows: npt.NDArray[np.intp] | None
 ) -> _Opened:
     """Open payloads; rows: which of the codes, or None for all."""
     texts = codes if rows is None else codes.take(rows)
@@ -184,16 +191,11 @@ def _open_scanned(
     # The upper ten bits of a uid are its partition (engine.claims).
     partitions = claims["uid"].view(_UID_HEAD)["head"] >> 6
     are_good = (claims["status"] == _OPEN_OK) & (partitions < deployment.constants.partitions)
-    whole = bool(are_good.all())
-    if not whole:
-        claims = claims[are_good]
     if rows is None:
         rows = np.arange(len(texts))
-    lives_s = deployment.standings(copy, now_s).lives_s(claims["store"].tolist())
-    stale = policy.are_stale(claims["stamp"], claims["exp"], claims["version"], now_s, lives_s)
-    return _Opened(
-        rows if whole else rows[are_good], whole, claims["uid"].tobytes(), claims["version"], stale
-    )
+    if are_good.all():
+        return _Opened(rows, True, claims)
+    return _Opened(rows[are_good], False, claims[are_good])
 
 
 def _open_typed(deployment: Deployment, copy: Copy, codes: Texts, rows: npt.NDArray[np.intp]) -> _Opened:
@@ -205,35 +207,14 @@ def _open_typed(deployment: Deployment, copy: Copy, codes: Texts, rows: npt.NDAr
         if found is not None and partition_of(found) < deployment.constants.partitions:
             good.append(row)
             uids.append(found)
-    return _Opened(
-        np.array(good, np.intp),
-        False,
-        b"".join(uids),
-        np.full(len(good), Version.STATIC, np.uint8),
-        np.zeros(len(good), np.bool_),
-    )
+    claims = np.zeros(len(good), CLAIMS)
+    claims["uid"] = np.frombuffer(b"".join(uids), "V8")
+    claims["version"] = Version.STATIC
+    claims["exp"] = _NEVER_S
+    return _Opened(np.array(good, np.intp), False, claims)
 
 
 # --- the pure policy ------------------------------------------------------------------------------------------------
-def _judge_places(
-    standings: npt.NDArray[np.void], places: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    datums = places[_DATUM].astype(np.intp)
-    stores = standings["positions"][np.arange(len(standings)), datums].T.copy()
-    return policy.judge_columns(
-        policy.Places(
-            stated=datums != 0,
-            latitude_deg=places[0],
-            longitude_deg=places[1],
-            accuracy_m=places[2],
-            store_latitude_deg=stores[0],
-            store_longitude_deg=stores[1],
-            radius_m=standings["radius_m"],
-            rules=standings["rule"],
-        )
-    )
-
-
 def _judge_pin(keys: Keys, uid: bytes, pin: str) -> tuple[int, int]:
     """Generations of the PIN key under which this PIN is right (0: none); which one counts, the record says."""
     right = [0, 0]
@@ -271,16 +252,13 @@ def prepare(deployment: Deployment, attempts: Attempts) -> list[Attempt | None]:
     if not count:
         return prepared
     now_ms = deployment.now_ms()
-    opened = _open(deployment, copy, attempts.codes, now_ms // 1000)
+    opened = _open(deployment, copy, attempts.codes)
     if len(opened.rows) < count:
         forged = np.setdiff1d(np.arange(count), opened.rows)
         deployment.forgeries.note(
             attempts.terminals[:, forged].T.tolist(), attempts.codes.take(forged).each(), dry=attempts.dry
         )
-    rows = _rows(deployment, copy, attempts, opened, now_ms)
-    if attempts.pins or attempts.proof_tokens:
-        _judge_factors(copy, attempts, opened, rows, now_ms)
-    packed = _packed(attempts, opened, rows)
+    packed = _packed(deployment, copy, attempts, opened, now_ms)
     if opened.whole:
         return packed
     for row, attempt in zip(opened.rows.tolist(), packed, strict=True):
@@ -288,33 +266,46 @@ def prepare(deployment: Deployment, attempts: Attempts) -> list[Attempt | None]:
     return prepared
 
 
-def _rows(
+def _packed(
     deployment: Deployment, copy: Copy, attempts: Attempts, opened: _Opened, now_ms: int
-) -> npt.NDArray[np.void]:
-    """Rows of layouts.REDEEM_ITEM for the genuine codes, but for what second factors and wanted lines put in."""
-    at = opened.rows
-    terminals, stated, ids = attempts.terminals, attempts.places, attempts.request_ids
+) -> list[Attempt | None]:
+    """The genuine codes' attempts."""
+    at, claims = opened.rows, opened.claims
+    terminals, places, ids, actors = (
+        attempts.terminals,
+        attempts.places,
+        attempts.request_ids,
+        attempts.actors,
+    )
     if not opened.whole:
-        terminals, stated, ids = terminals[:, at], stated[:, at], None if ids is None else ids.take(at)
-    standings = deployment.standings(copy, now_ms // 1000).of(terminals[1].tolist())
-    places, buckets = _judge_places(standings, stated)
-    rows = np.repeat(_BLANK, len(at))
-    rows["uid"] = np.frombuffer(opened.uids, "V8")
-    rows["mall"], rows["store"], rows["terminal"] = terminals
-    rows["version"] = opened.versions
-    rows["stale"] = opened.stale
-    rows["place"] = places
-    rows["closed"] = standings["closed"]
-    rows["window"] = standings["window"]
-    rows["bucket"] = buckets
-    if ids is None:
-        rows["dry"] = True
-    else:
-        rows["generation_1"], rows["generation_2"], *_ = (*copy.usable_keys().pin_generations, 0, 0)
+        terminals, places, actors = terminals[:, at], places[:, at], actors.take(at)
+        ids = None if ids is None else ids.take(at)
+    standings = deployment.standings(copy, now_ms // 1000)
+    own, of_codes = terminals[1].tolist(), claims["store"].tolist()
+    own_rows = standings.rows(own)
+    code_rows = own_rows if own == of_codes else standings.rows(of_codes)
+    requests = bodies = b""
+    generations = None
+    if ids is not None:
         requests = terminal_digests(terminals, "redeem", ids.buffer, ids.starts, ids.ends)
-        rows["request"] = np.frombuffer(requests, "V12")
-        rows["body"] = np.frombuffer(uid_digests(opened.uids, []), "V8")
-    return rows
+        bodies = uid_digests(claims["uid"].tobytes(), [])
+        generations = (*copy.usable_keys().pin_generations, 0, 0)[:2]
+    rows = JUDGE.rows(
+        *(claims, standings.table, own_rows, code_rows, terminals, places, requests, bodies),
+        actors.ends - actors.starts,
+        generations,
+        now_ms // 1000,
+    )
+    if attempts.lines or attempts.pins or attempts.proof_tokens:
+        table = np.frombuffer(bytearray(rows), _ITEM.dtype)
+        _judge_factors(copy, attempts, opened, table, now_ms)
+        wanted = _write_wanted(attempts, opened, table)
+        packed = join_rows(table.tobytes(), _ITEM.size, actors.buffer, actors.starts, actors.ends)
+        for n, lines in wanted.items():
+            packed[n] = packed[n][: _ITEM.size] + lines + packed[n][_ITEM.size :]
+    else:
+        packed = join_rows(rows, _ITEM.size, actors.buffer, actors.starts, actors.ends)
+    return list[Attempt | None](packed)
 
 
 def _judge_factors(
@@ -322,7 +313,8 @@ def _judge_factors(
 ) -> None:
     """Put into the rows what PINs and proof tokens say."""
     keys = copy.usable_keys()
-    for n, (row, version) in enumerate(zip(opened.rows.tolist(), opened.versions.tolist(), strict=True)):
+    versions = opened.claims["version"].tolist()
+    for n, (row, version) in enumerate(zip(opened.rows.tolist(), versions, strict=True)):
         if pin := version == Version.STATIC and attempts.pins.get(row):
             rows["pin_1"][n], rows["pin_2"][n] = _judge_pin(keys, opened.uid(n), pin)
         elif token := version == Version.VALUABLE and attempts.proof_tokens.get(row):
@@ -332,19 +324,14 @@ def _judge_factors(
                 rows["proof_digest"][n] = np.void(digest)
 
 
-def _packed(attempts: Attempts, opened: _Opened, rows: npt.NDArray[np.void]) -> list[Attempt | None]:
-    actors = attempts.actors if opened.whole else attempts.actors.take(opened.rows)
-    rows["actor_len"] = actors.ends - actors.starts
+def _write_wanted(attempts: Attempts, opened: _Opened, rows: npt.NDArray[np.void]) -> dict[int, bytes]:
+    """Put into the rows what wanted lines say; gives what stands behind each row."""
     wanted: dict[int, bytes] = {}
-    if attempts.lines:
-        for n, row in enumerate(opened.rows.tolist()):
-            if lines := attempts.lines.get(row):
-                wanted[n] = b"".join(layouts.WANTED.pack(line.sku_id, line.count) for line in lines)
-                rows["n_lines"][n] = len(lines)
-                if not attempts.dry:
-                    pairs = sorted((line.sku_id, line.count) for line in lines)
-                    rows["body"][n] = np.void(body_digest(opened.uid(n), pairs))
-    packed = join_rows(rows.tobytes(), _ITEM.size, actors.buffer, actors.starts, actors.ends)
-    for n, lines_wanted in wanted.items():
-        packed[n] = packed[n][: _ITEM.size] + lines_wanted + packed[n][_ITEM.size :]
-    return list[Attempt | None](packed)
+    for n, row in enumerate(opened.rows.tolist()):
+        if lines := attempts.lines.get(row):
+            wanted[n] = b"".join(layouts.WANTED.pack(line.sku_id, line.count) for line in lines)
+            rows["n_lines"][n] = len(lines)
+            if not attempts.dry:
+                pairs = sorted((line.sku_id, line.count) for line in lines)
+                rows["body"][n] = np.void(body_digest(opened.uid(n), pairs))
+    return wanted

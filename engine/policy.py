@@ -1,59 +1,24 @@
-"""The rules that need no state: pure checks over arguments, `now` among them.
+"""The rules that need no state: pure checks over arguments.
 
-What they find travels into the redeem script and applies only if nothing before it answers (docs/rules.md).
+Of attempts, a batch at a time, the same rules are a kernel's, and how long a payload is taken is too (ext.rows.Judge). What they find travels into the redeem script and applies only if nothing before it answers (docs/rules.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from engine import limits
-from engine.claims import Position, Version
+from engine.claims import Position
 from engine.policies import LocationRule
 from engine.stores import Store
 from engine.verdict import RedeemVerdict
-from ext.place import DISTANCE_BUCKET_BOUNDS_M, DISTANCE_BUCKET_UNKNOWN, distance_batch, within_batch
+from ext.place import DISTANCE_BUCKET_UNKNOWN, distance_batch, distance_bucket, within_batch
 
 UNKNOWN_DISTANCE: Final = DISTANCE_BUCKET_UNKNOWN
-_BUCKET_BOUNDS_M: Final = np.array(DISTANCE_BUCKET_BOUNDS_M, np.float64)
-_STATIC: Final = int(Version.STATIC)
-"""A number: NumPy compares with a member of an enum ten times as slowly."""
-
-
-def is_stale(stamp_s: int, expires_at_s: int, now_s: int, *, life_s: int, static: bool) -> bool:
-    """True when a payload is no longer (or not yet) to be taken.
-
-    A static payload carries no stamp and lives until its expiry. Any other is taken from STAMP_SKEW_S before its stamp to
-    `life_s` + STAMP_SKEW_S after it. The payload's own expiry counts too: the record's may have been moved, and then a fresh
-    payload says so.
-    """
-    version = Version.STATIC if static else Version.DYNAMIC
-    [stale] = are_stale(
-        np.array([stamp_s], np.int64),
-        np.array([expires_at_s], np.int64),
-        np.array([version], np.uint8),
-        now_s,
-        np.array([life_s], np.int64),
-    ).tolist()
-    return bool(stale)
-
-
-def are_stale(
-    stamps_s: npt.NDArray[np.integer[Any]],
-    expiries_s: npt.NDArray[np.integer[Any]],
-    versions: npt.NDArray[np.uint8],
-    now_s: int,
-    lives_s: npt.NDArray[np.int64],
-) -> npt.NDArray[np.bool_]:
-    """For each payload as `is_stale`, column by column."""
-    stamps_s, lives_s = stamps_s.astype(np.int64), lives_s + limits.STAMP_SKEW_S
-    fresh = (stamps_s - limits.STAMP_SKEW_S <= now_s) & (now_s <= stamps_s + lives_s)
-    stale: npt.NDArray[np.bool_] = (expiries_s <= now_s) | ~((versions == _STATIC) | fresh)
-    return stale
 
 
 class Places(NamedTuple):
@@ -74,7 +39,6 @@ class Places(NamedTuple):
     rules: npt.NDArray[np.uint8]
 
 
-_OUT_OF_RANGE: Final = RedeemVerdict.OUT_OF_RANGE.number
 RULES: Final[Mapping[LocationRule, int]] = {"off": 0, "optional": 1, "required": 2}
 
 
@@ -83,43 +47,23 @@ def judge_columns(places: Places) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np
 
     Passes when distance ≤ radius + min(accuracy, 100 m), compared in the caller's datum.
     """
-    looked = (places.rules != RULES["off"]) & places.stated
-    unreliable = looked & (places.accuracy_m > limits.ACCURACY_M_MAX)
-    missing = (places.rules == RULES["required"]) & ~places.stated
-    measured = looked & ~unreliable
-    findings = np.zeros(len(looked), np.uint8)
-    if measured.all():
-        # Most batches: nothing is to be picked out.
-        inside, distance_m = _measure(places)
-        findings[~inside] = _OUT_OF_RANGE
-        return findings, _buckets(distance_m)
-    buckets = np.full(len(findings), UNKNOWN_DISTANCE, np.uint8)
-    findings[missing] = RedeemVerdict.LOCATION_REQUIRED.number
+    looked = places.rules != RULES["off"]
+    findings = np.where(
+        (places.rules == RULES["required"]) & ~places.stated, RedeemVerdict.LOCATION_REQUIRED.number, 0
+    ).astype(np.uint8)
+    unreliable = looked & places.stated & (places.accuracy_m > limits.ACCURACY_M_MAX)
     findings[unreliable] = RedeemVerdict.LOCATION_UNRELIABLE.number
-    if measured.any():
-        inside, distance_m = _measure(Places(*(column[measured] for column in places)))
-        findings[measured] = np.where(inside, 0, _OUT_OF_RANGE)
-        buckets[measured] = _buckets(distance_m)
+    buckets = np.full(len(findings), UNKNOWN_DISTANCE, np.uint8)
+    measured = np.flatnonzero(looked & places.stated & ~unreliable)
+    if not len(measured):
+        return findings, buckets
+    at = places.latitude_deg[measured], places.longitude_deg[measured]
+    store = places.store_latitude_deg[measured], places.store_longitude_deg[measured]
+    allowance_m = np.minimum(places.accuracy_m[measured], limits.ACCURACY_ALLOWANCE_M_MAX)
+    inside = within_batch(*at, *store, places.radius_m[measured] + allowance_m)
+    findings[measured[~inside]] = RedeemVerdict.OUT_OF_RANGE.number
+    buckets[measured] = [distance_bucket(metres) for metres in distance_batch(*at, *store).tolist()]
     return findings, buckets
-
-
-def _measure(places: Places) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-    """Who is inside, and the distances in metres."""
-    columns = (
-        places.latitude_deg,
-        places.longitude_deg,
-        places.store_latitude_deg,
-        places.store_longitude_deg,
-    )
-    allowance_m = np.minimum(places.accuracy_m, limits.ACCURACY_ALLOWANCE_M_MAX)
-    return within_batch(*columns, places.radius_m + allowance_m), distance_batch(*columns)
-
-
-def _buckets(distance_m: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    """`distance_bucket` of each distance."""
-    buckets = np.searchsorted(_BUCKET_BOUNDS_M, distance_m, side="right").astype(np.uint8)
-    buckets[np.isnan(distance_m)] = UNKNOWN_DISTANCE
-    return buckets
 
 
 def judge_places(

@@ -4,7 +4,8 @@ Everything here takes degrees that the caller has checked (|lat| <= 90, |lon| <=
 no library function, so that a loop around it becomes SIMD code with the baseline instruction set.
 """
 
-from libc.math cimport fabs
+from libc.math cimport fabs, fmax, sqrt
+from libc.stdint cimport uint8_t
 
 
 cdef extern from *:
@@ -58,3 +59,22 @@ cdef inline double scaled_square(
     cdef double north = (1.0 - ECCENTRICITY_2) * RAD_PER_DEGREE * (lat1 - lat2)
     cdef double east = RAD_PER_DEGREE * lon_difference(lon1, lon2) * w
     return north * north + (1.0 - sine2) * (east * east)
+
+
+cdef inline double distance_of(double lat1, double lon1, double lat2, double lon2) noexcept nogil:
+    cdef double sine2 = sine_squared(lat1, lat2)
+    cdef double w = curvature(sine2)
+    # At a pole the squared cosine, a difference, may round to just below zero.
+    return SEMI_MAJOR_M * sqrt(fmax(0.0, scaled_square(lat1, lon1, lat2, lon2, sine2, w)) / (w * w * w))
+
+
+cdef inline double excess(double lat, double lon, double lat0, double lon0, double radius2) noexcept nogil:
+    """Above 0 where the points are farther apart than the radius, radius2 = (radius_m / a)^2."""
+    cdef double sine2 = sine_squared(lat, lat0)
+    cdef double w = curvature(sine2)
+    return scaled_square(lat, lon, lat0, lon0, sine2, w) - radius2 * (w * w * w)
+
+
+cdef inline uint8_t is_position(double lat, double lon) noexcept nogil:
+    """Whether both are in range: comparisons with NaN are false. `&`, not `and`: no branch."""
+    return (fabs(lat) <= 90.0) & (fabs(lon) <= 180.0)

@@ -28,10 +28,10 @@ import numpy as np
 
 from ext.datum import Datum
 
-from libc.math cimport atan2, cos, fabs, fmax, isnan, sin, sqrt
+from libc.math cimport atan2, cos, fabs, isnan, sin, sqrt
 from libc.stdint cimport uint8_t
 
-from ext.geo cimport RAD_PER_DEGREE, SEMI_MAJOR_M, curvature, scaled_square, sine_squared
+from ext.geo cimport RAD_PER_DEGREE, SEMI_MAJOR_M, distance_of, excess, is_position
 
 #: Half the equator of WGS-84, in metres: no radius is larger.
 RADIUS_M_MAX = 20_037_508.0
@@ -163,25 +163,6 @@ cdef int check_degrees(str name, const double[::1] column, double limit) except 
 
 
 # --- distance ------------------------------------------------------------------------------------------------
-
-
-cdef inline double distance_of(double lat1, double lon1, double lat2, double lon2) noexcept nogil:
-    cdef double sine2 = sine_squared(lat1, lat2)
-    cdef double w = curvature(sine2)
-    # At a pole the squared cosine, a difference, may round to just below zero.
-    return SEMI_MAJOR_M * sqrt(fmax(0.0, scaled_square(lat1, lon1, lat2, lon2, sine2, w)) / (w * w * w))
-
-
-cdef inline double excess(double lat, double lon, double lat0, double lon0, double radius2) noexcept nogil:
-    """Above 0 where the points are farther apart than the radius, radius2 = (radius_m / a)^2."""
-    cdef double sine2 = sine_squared(lat, lat0)
-    cdef double w = curvature(sine2)
-    return scaled_square(lat, lon, lat0, lon0, sine2, w) - radius2 * (w * w * w)
-
-
-cdef inline uint8_t is_position(double lat, double lon) noexcept nogil:
-    """Whether both are in range: comparisons with NaN are false. `&`, not `and`: no branch."""
-    return (fabs(lat) <= 90.0) & (fabs(lon) <= 180.0)
 
 
 cdef void within_one(

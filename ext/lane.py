@@ -10,7 +10,7 @@ from ext import PURE
 if TYPE_CHECKING or not PURE:
     try:
         from ext.answers import Answers
-        from ext.rows import digests, gather, join_rows, slices
+        from ext.rows import Judge, digests, gather, join_rows, slices
         from ext.scan import Scanned, Shape, scan_batch
         from ext.script_calls import Pointers, group_rows, script_call
     except ImportError as missing:
@@ -20,12 +20,13 @@ if TYPE_CHECKING or not PURE:
         ) from missing
 else:
     from ext.answers_reference import Answers
-    from ext.rows_reference import digests, gather, join_rows, slices
+    from ext.rows_reference import Judge, digests, gather, join_rows, slices
     from ext.scan_reference import Scanned, Shape, scan_batch
     from ext.script_calls_reference import Pointers, group_rows, script_call
 
 __all__ = [
     "Answers",
+    "Judge",
     "Pointers",
     "Scanned",
     "Shape",

@@ -8,7 +8,6 @@ from ext.datum import Datum
 if TYPE_CHECKING or not PURE:
     try:
         from ext.geo import (
-            DISTANCE_BUCKET_BOUNDS_M,
             DISTANCE_BUCKET_UNKNOWN,
             convert,
             distance_batch,
@@ -22,7 +21,6 @@ if TYPE_CHECKING or not PURE:
         ) from missing
 else:
     from ext.geo_reference import (
-        DISTANCE_BUCKET_BOUNDS_M,
         DISTANCE_BUCKET_UNKNOWN,
         convert,
         distance_batch,
@@ -30,12 +28,4 @@ else:
         within_batch,
     )
 
-__all__ = [
-    "DISTANCE_BUCKET_BOUNDS_M",
-    "DISTANCE_BUCKET_UNKNOWN",
-    "Datum",
-    "convert",
-    "distance_batch",
-    "distance_bucket",
-    "within_batch",
-]
+__all__ = ["DISTANCE_BUCKET_UNKNOWN", "Datum", "convert", "distance_batch", "distance_bucket", "within_batch"]

@@ -2,56 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import limits
+from engine.attempts import JUDGE
 from engine.claims import Position
 from engine.policies import LocationRule
-from engine.policy import UNKNOWN_DISTANCE, is_stale, judge_places
+from engine.policy import RULES, UNKNOWN_DISTANCE, judge_places
+from engine.state import layouts
 from engine.stores import Store
 from engine.verdict import RedeemVerdict
+from ext.claims import CLAIMS
 from ext.place import Datum, convert
+from ext.standing import STANDING
 from tests.engine.shop import LATITUDE_DEG, LONGITUDE_DEG, north, store
-
-NOW_S = 1_800_000_000
-NEVER_S = 2**32 - 1
 
 
 def judge(of: Store | None, at: Position | None, rule: LocationRule = "optional") -> RedeemVerdict | None:
     [(finding, _)] = judge_places([of], [at], [rule])
     return finding
-
-
-# --- freshness ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("age_s", "stale"),
-    [(-6, True), (-5, False), (0, False), (60, False), (65, False), (66, True), (10_000, True)],
-)
-def test_life_and_skew_of_a_stamp(age_s: int, stale: bool) -> None:
-    assert is_stale(NOW_S - age_s, NEVER_S, NOW_S, life_s=60, static=False) is stale
-
-
-@pytest.mark.parametrize("static", [True, False])
-@pytest.mark.parametrize(("left_s", "stale"), [(1, False), (0, True), (-1, True)])
-def test_a_payload_s_own_expiry(left_s: int, stale: bool, static: bool) -> None:
-    assert is_stale(NOW_S, NOW_S + left_s, NOW_S, life_s=60, static=static) is stale
-
-
-def test_a_static_payload_has_no_stamp() -> None:
-    assert not is_stale(0, NEVER_S, NOW_S, life_s=60, static=True)
-    assert is_stale(0, NEVER_S, NOW_S, life_s=60, static=False)
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(limits.PAYLOAD_LIFE_S_MIN, limits.PAYLOAD_LIFE_S_MAX))
-def test_taken_for_its_life_and_the_skew_on_both_sides(stamp_s: int, life_s: int) -> None:
-    taken = [
-        now_s
-        for now_s in range(max(0, stamp_s - 10), stamp_s + life_s + 10)
-        if not is_stale(stamp_s, 2**33, now_s, life_s=life_s, static=False)
-    ]
-    assert taken == list(range(max(0, stamp_s - 5), stamp_s + life_s + 6))
 
 
 # --- distance -----------------------------------------------------------------------------------------------------
@@ -165,3 +138,48 @@ def test_only_a_bucket_of_the_distance_is_kept() -> None:
     )
     assert near == nearby
     assert 0 <= near < UNKNOWN_DISTANCE <= 255
+
+
+def judged(of: Store | None, at: Position | None, rule: LocationRule) -> tuple[int, int]:
+    """What the rows of an attempt say of its place, and the bucket."""
+    standing = np.zeros(1, STANDING)
+    if of is not None:
+        standing["rule"], standing["radius_m"] = RULES[rule], of.radius_m
+        standing["positions"] = [[(0.0, 0.0), *(of.positions[datum] for datum in Datum)]]
+    stated = (at.latitude_deg, at.longitude_deg, at.accuracy_m, at.datum) if at else (0.0, 0.0, 0.0, 0)
+    rows = JUDGE.rows(
+        np.zeros(1, CLAIMS),
+        standing,
+        [0],
+        [0],
+        np.ones((3, 1), np.uint32),
+        np.array([stated], np.float64).T,
+        b"",
+        b"",
+        np.zeros(1, np.int64),
+        None,
+        0,
+    )
+    return rows[layouts.REDEEM_ITEM.at("place")], rows[layouts.REDEEM_ITEM.at("bucket")]
+
+
+@given(
+    st.sampled_from(["off", "optional", "required"]),
+    st.none() | st.integers(10, 5_000),
+    st.none()
+    | st.tuples(
+        st.floats(-2000, 2000) | st.floats(-60_000, 60_000),
+        st.sampled_from([0.0, 5.0, 99.0, 100.0, 200.0, 200.5]),
+        st.sampled_from(list(Datum)),
+    ),
+)
+def test_attempts_and_values_are_judged_alike(
+    rule: LocationRule, radius_m: int | None, stated: tuple[float, float, Datum] | None
+) -> None:
+    of = None if radius_m is None else replace(store(1), radius_m=radius_m)
+    at = None
+    if stated is not None:
+        metres, accuracy_m, datum = stated
+        at = replace(north(metres, accuracy_m), datum=datum)
+    [(finding, bucket)] = judge_places([of], [at], [rule])
+    assert judged(of, at, rule) == (finding.number if finding else 0, bucket)

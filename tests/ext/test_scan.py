@@ -233,7 +233,12 @@ def test_what_is_out_of_its_range_or_missing_is_only_marked(
 
 def test_a_field_that_is_needed_everywhere(kernel: Any) -> None:
     shape = kernel.Shape(FIELDS, {}, [(1,)])
-    assert kernel.scan_batch(shape, [TERMINAL, ID, b"", b"\x0a\x00"]).plain.tolist() == [True, False, False, True]
+    assert kernel.scan_batch(shape, [TERMINAL, ID, b"", b"\x0a\x00"]).plain.tolist() == [
+        True,
+        False,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(
