@@ -117,8 +117,9 @@ def latency_plot(steps: Sequence[Step]) -> str:
     figure = Figure(figsize=(10, 5.5), layout="constrained")
     axes = figure.add_subplot()
     for name in dict.fromkeys(step.name for step in steps):
+        percents = dict.fromkeys(step.percent for step in steps if step.name == name)
         own = sorted(
-            (step for step in steps if step.name == name and step.latency_ms),
+            filter(None, (step_tables.at_percent(steps, name, percent) for percent in percents)),
             key=lambda step: step.run.goodput_per_s,
         )
         for quantile, style in _STYLES.items():

@@ -93,8 +93,9 @@ def climb(
 
 
 def at_percent(steps: Sequence[Step], name: str, percent: float) -> Step | None:
-    """The step of one stack at a share of its peak."""
-    return next((step for step in steps if step.name == name and step.percent == percent), None)
+    """The step of one stack at a share of its peak; of several the one with the median p99, those without an answer left out."""
+    taken = [step for step in steps if step.name == name and step.percent == percent and step.latency_ms]
+    return sorted(taken, key=lambda step: step.latency_ms["p99"])[len(taken) // 2] if taken else None
 
 
 def at_rate(steps: Sequence[Step], name: str, rate_per_s: float) -> Step | None:
