@@ -136,7 +136,7 @@ def judge(found: Sequence[Peak], taken: Sequence[Step], plan: Plan) -> list[Chec
     made += [
         Check("calls of the steps that were not answered REDEEMED", f"{lost:,}", "0", lost == 0),
         Check(
-            f"and of the comparison's past {bounds.JUDGED_PERCENT} % of its peak",
+            f"goal: the same of the comparison past {bounds.JUDGED_PERCENT} % of its peak",
             f"{beyond:,}",
             "0",
             beyond == 0,

@@ -268,7 +268,7 @@ def test_p99_is_the_median_of_the_steps_there() -> None:
 
 def test_calls_that_were_lost_or_not_sent_fail() -> None:
     lost = "calls of the steps that were not answered REDEEMED"
-    beyond = "and of the comparison's past 80 % of its peak"
+    beyond = "goal: the same of the comparison past 80 % of its peak"
     for percent in (50, 80, 95):
         found = judged(8_000, 1_000, step("pickgate", percent, 1, good=99))
         assert found[lost].failed
