@@ -77,7 +77,7 @@ LANE_CHECK_S_MAX: Final = 5.0
 SWITCH_S: Final = 0.0005
 """How long a thread that has the interpreter's lock may keep it from one that waits. With 5 ms, the interpreter's own, an owner's thread with a
 batch's answer in hand waited that long for the lane's now and then, and the store had nothing to do."""
-GARBAGE_LOOK_OBJECTS: Final = 20_000
+GARBAGE_LOOK_OBJECTS: Final = 5_000
 """New objects, less those that are gone, from which on the interpreter looks for garbage that only refers to itself. Some ten of them are a call under way:
 with the interpreter's own 700 it looked each time a hundred calls had come, a fiftieth of all its time, and found none."""
 STATISTICS_S: Final = 1.0

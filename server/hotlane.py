@@ -76,6 +76,12 @@ class Arrival(Waiting):
         self.sealed: Sealed | None = None
         self.stage = _READING
 
+    def let_go(self) -> None:
+        """The call is over. gRPC keeps its stream, one of the hundred of its connection, for as long as anything here refers to it, and an
+        error's traceback may do so until the interpreter looks for garbage.
+        """
+        self.call = self._event = None
+
     def metadata(self) -> Sequence[tuple[str, str | bytes]]:
         """What came with the headers."""
         return tuple(self._event.invocation_metadata)
@@ -408,6 +414,7 @@ class Lane:
     def _ended(self, call: Arrival) -> None:
         self._untaken.pop(id(call), None)
         call.stage = _OVER
+        call.let_go()
         self.over += 1
 
     def _look(self) -> None:
@@ -442,10 +449,13 @@ class Lane:
     def _wake(self, call: Waiting) -> None:
         """On an owner's thread: have the draining thread take up a batch that has come back.
 
-        A queue is woken by an operation that ends on it; one without parts ends at once. `call` is of that batch, so it lives.
+        A queue is woken by an operation that ends on it; one without parts ends at once. If `call`, of that batch, is over by now, the
+        thread has taken the batch up without it.
         """
         assert isinstance(call, Arrival)
-        call.call.start_server_batch((), _WAKE)
+        inner = call.call
+        if inner is not None:
+            inner.start_server_batch((), _WAKE)
 
     # --- answering --------------------------------------------------------------------------------------------
     def _answer(self, done: Answered) -> None:

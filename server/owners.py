@@ -270,7 +270,9 @@ class Owners:
             flight = self._answering[0]
             try:
                 if flight.error is not None:
-                    raise flight.error
+                    # Off the flight: its traceback leads to the calls, and a ring of them would live until garbage is looked for.
+                    error, flight.error = flight.error, None
+                    raise error
                 if flight.outcomes is None:
                     assert flight.work is not None
                     flight.outcomes = flight.work.outcomes()

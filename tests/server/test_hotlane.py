@@ -23,7 +23,7 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
 from engine import limits
-from engine.errors import Exhausted, InvalidInput
+from engine.errors import Exhausted, InvalidInput, Unavailable
 from loadtests import behaviours
 from server import bounds, hotlane, lane_check
 from server.batches import Blocking, Outcome, Sorted
@@ -100,7 +100,7 @@ def post() -> Iterator[Open]:
             bind = options.pop("bind", lambda server: server.add_insecure_port("127.0.0.1:0"))
             credentials = options.pop("credentials", None)
             pool = stack.enter_context(ThreadPoolExecutor(2))
-            server = grpc.server(pool)
+            server = grpc.server(pool, options=options.pop("server_options", None))
             lane = Lane(server, {METHOD: echo, OTHER: Echo(mark=b"other ")}, **options)
             port = bind(server)
             server.start()
@@ -664,3 +664,32 @@ def test_a_server_without_the_lane_says_nothing_of_batches(house: House) -> None
     server = Server(house.deployment, [], threads=1, look=lambda: None, lane=False)
     assert set(server.statistics()) == {"throttle", "seals_refused"}
     server.stop(0)
+
+
+# --- what is left of a call ----------------------------------------------------------------------------------------
+class _Failing(Echo):
+    def decide(self, owner: int, batch: Sequence[Any]) -> list[Outcome]:
+        if batch[0] == b"defect":
+            raise ZeroDivisionError
+        raise Unavailable("the store is away")
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"good", grpc.StatusCode.UNAVAILABLE),
+        (b"defect", grpc.StatusCode.INTERNAL),
+        (b"bad", grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+def test_a_call_that_fails_is_over_at_once(post: Open, data: bytes, code: grpc.StatusCode) -> None:
+    """A connection has a hundred streams: a call that some error's traceback kept would take one until garbage is looked for."""
+    served = post(echo=_Failing(), server_options=[("grpc.max_concurrent_streams", 100)])
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(250):
+            error = served.refused(data)
+            assert error.code() is code, error.details()
+    finally:
+        gc.enable()

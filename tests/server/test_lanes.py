@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,6 +27,7 @@ from server.serve import Server
 from tests.engine import shop as shops
 from tests.engine.shop import Clock
 from tests.server import test_verdicts
+from tests.server.conftest import House
 from tests.server.test_verdicts import CASES, MALL, SKU, Counter
 
 Told = tuple[str, bytes, object]
@@ -196,6 +198,31 @@ def test_what_is_wrong_is_refused_alike(both: list[tuple[Recording, Clock, Deplo
         assert ours == theirs, (path, data)
         codes.add(ours[0] if isinstance(ours, tuple) else None)
     assert codes >= {None, grpc.StatusCode.INVALID_ARGUMENT}
+
+
+@pytest.mark.parametrize("lane", ["unix", "handlers"])
+@pytest.mark.parametrize(
+    ("path", "data"),
+    [
+        ("/pickgate.v1.RedemptionService/Redeem", b""),
+        ("/pickgate.v1.CodeService/Issue", b""),
+        ("/pickgate.v1.CodeService/Void", b""),
+    ],
+)
+def test_a_refused_call_is_over_at_once(house: House, lane: str, path: str, data: bytes) -> None:
+    """Its stream is one of the hundred of its connection: were it kept until garbage is looked for, the next would be refused."""
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    gc.collect()
+    gc.disable()
+    try:
+        with grpc.insecure_channel(getattr(house, lane), own) as channel:
+            ask = channel.unary_unary(path, None, None)
+            for _ in range(250):
+                with pytest.raises(grpc.RpcError) as caught:
+                    ask(data, timeout=20)
+                assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, caught.value.details()
+    finally:
+        gc.enable()
 
 
 def test_a_reused_request_id_is_refused_alike(both: list[tuple[Recording, Clock, Deployment]]) -> None:
