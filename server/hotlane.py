@@ -77,8 +77,10 @@ class Arrival(Waiting):
         self.stage = _READING
 
     def let_go(self) -> None:
-        """The call is over. gRPC keeps its stream, one of the hundred of its connection, for as long as anything here refers to it, and an
-        error's traceback may do so until the interpreter looks for garbage.
+        """Say that the call is over.
+
+        gRPC keeps its stream, one of the hundred of its connection, for as long as anything here refers to it, and an error's traceback
+        may do so until the interpreter looks for garbage.
         """
         self.call = self._event = None
 
