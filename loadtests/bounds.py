@@ -30,14 +30,18 @@ PEAK_ROUNDS: Final = 3
 STEPS_PERCENT: Final = (10, 25, 50, 70, 80, 80, 80, 90, 95)
 JUDGED_PERCENT: Final = 80
 """Where p99 is held against its goal: by the median of the steps there, as the peak is by that of its rounds. One step of six seconds may be that in which
-a store begins to rewrite its file, ours or the comparison's."""
+a store begins to rewrite its file, ours or the comparison's. Each of them is a share of what a closed loop did just before it: minutes after the rounds
+of the peak a machine that others use too may do a fifth less, and four fifths of what it did then are all that it can do now."""
+JUDGED_PEAK_S: Final = 2.0
 STEP_S: Final = 6.0
 NAMED_RATE_PER_S: Final = 1_000
 """The owner's second figure is p50 at this rate."""
 WARM_UP_SHARE: Final = 0.15
 """Of each step: the first part does not count, it still feels the step before."""
 CODES_MARGIN: Final = 1.4
-"""Codes made for a run, by those that it should need."""
+"""Codes made for a closed loop, by those that it should need."""
+CODES_SIGMAS: Final = 6.0
+"""And for an open one, whose calls are as many as a Poisson process has: more than so many standard deviations above what it should need it never needs."""
 CODES_AGE_S_MAX: Final = 400.0
 """A payload older than this at the beginning of a run is not used; it lives for 600 s."""
 

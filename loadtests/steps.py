@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ class Step:
 
     name: str
     percent: float
-    """Of the stack's peak."""
+    """Of the stack's peak; where p99 is judged (bounds.JUDGED_PERCENT), of what a closed loop did just before."""
     run: Run
     batches: Counter[int]
     """Batches by size, decided during the step; empty if the server does not say."""
@@ -85,7 +86,8 @@ def climb(
     taken = []
     for percent in percents:
         for subject, peak in zip(subjects, peaks, strict=True):
-            taken.append(_step(subject, percent, peak.per_s * percent / 100, seconds))
+            peak_per_s = peak.per_s if percent != bounds.JUDGED_PERCENT else _peak_now_per_s(subject, peak, seconds)
+            taken.append(_step(subject, percent, peak_per_s * percent / 100, seconds))
     for subject, peak in zip(subjects, peaks, strict=True):
         if peak.per_s > named_rate_per_s:
             taken.append(_step(subject, 100 * named_rate_per_s / peak.per_s, named_rate_per_s, seconds))
@@ -106,9 +108,22 @@ def at_rate(steps: Sequence[Step], name: str, rate_per_s: float) -> Step | None:
     return min(near, key=lambda step: abs(step.run.offered_per_s - rate_per_s), default=None)
 
 
+def _codes(rate_per_s: float, seconds: float) -> float:
+    """How many codes an open loop may take."""
+    return rate_per_s * seconds + bounds.CODES_SIGMAS * math.sqrt(rate_per_s * seconds) + 10
+
+
+def _peak_now_per_s(subject: Subject, peak: Peak, step_s: float) -> float:
+    """What a closed loop does now, with the codes of the step that follows made before it: making them takes half a minute."""
+    seconds = min(bounds.JUDGED_PEAK_S, step_s)
+    behind = _codes(peak.per_s * bounds.JUDGED_PERCENT / 100, step_s)
+    subject.stock_up(peak.per_s * seconds * bounds.CODES_MARGIN + behind)
+    return subject.closed(peak.window, seconds).goodput_per_s
+
+
 def _step(subject: Subject, percent: float, rate_per_s: float, seconds: float) -> Step:
     # First: making codes takes batches too.
-    subject.stock_up(rate_per_s * seconds * bounds.CODES_MARGIN)
+    subject.stock_up(_codes(rate_per_s, seconds))
     before = subject.batches()
     run = subject.open(rate_per_s, seconds)
     return Step(subject.name, percent, run, subject.batches() - before)
