@@ -86,7 +86,9 @@ def climb(
     taken = []
     for percent in percents:
         for subject, peak in zip(subjects, peaks, strict=True):
-            peak_per_s = peak.per_s if percent != bounds.JUDGED_PERCENT else _peak_now_per_s(subject, peak, seconds)
+            peak_per_s = (
+                peak.per_s if percent != bounds.JUDGED_PERCENT else _peak_now_per_s(subject, peak, seconds)
+            )
             taken.append(_step(subject, percent, peak_per_s * percent / 100, seconds))
     for subject, peak in zip(subjects, peaks, strict=True):
         if peak.per_s > named_rate_per_s:
