@@ -19,7 +19,7 @@ class Machine:
 
     def __init__(self, *peaks: float) -> None:
         self._peaks = list(peaks)
-        self.asked: list[tuple[str, float, float]] = []
+        self.asked: list[Any] = []
         self.codes = 0.0
 
     def stock_up(self, count: float) -> None:
@@ -61,9 +61,9 @@ def test_most_steps_are_shares_of_the_peak_that_was_found() -> None:
 def test_those_that_are_judged_are_shares_of_what_is_done_just_before() -> None:
     machine = Machine(8_000, 11_000)
     taken = climb(machine, 80, 80)
-    assert [kind for kind, _, _ in machine.asked] == ["closed", "open", "closed", "open"]
+    assert [asked[0] for asked in machine.asked] == ["closed", "open", "closed", "open"]
     assert machine.asked[0] == ("closed", 64, bounds.JUDGED_PEAK_S)
-    rates = [rate for kind, rate, _ in machine.asked if kind == "open"]
+    rates = [asked[1] for asked in machine.asked if asked[0] == "open"]
     assert rates == pytest.approx([6_400, 8_800])
     assert [step.percent for step in taken] == [80, 80]
 
