@@ -154,7 +154,8 @@ class _Verb:
         """The columns of some rows, or of all."""
         numbers, starts, ends = found.numbers, found.starts, found.ends
         if at is not None:
-            numbers, starts, ends = numbers[:, at], starts[:, at], ends[:, at]
+            # Not by an index: what that gives has its columns, not its rows, in one piece, which no kernel takes.
+            numbers, starts, ends = (column.take(at, axis=1) for column in (numbers, starts, ends))
 
         def texts(column: int) -> Texts:
             return Texts(found.wire, starts[column], ends[column])

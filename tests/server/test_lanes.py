@@ -20,7 +20,7 @@ from pickgate.v1 import code_service_pb2_grpc as code_grpc
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
 from pickgate.v1 import redemption_service_pb2_grpc as redemption_grpc
 from pickgate.v1 import types_pb2 as types_pb
-from server import lane_methods
+from server import hot, lane_methods
 from server.client import CallFailed, Client
 from server.config import parse_listen
 from server.serve import Server
@@ -198,6 +198,34 @@ def test_what_is_wrong_is_refused_alike(both: list[tuple[Recording, Clock, Deplo
         assert ours == theirs, (path, data)
         codes.add(ours[0] if isinstance(ours, tuple) else None)
     assert codes >= {None, grpc.StatusCode.INVALID_ARGUMENT}
+
+
+@pytest.mark.parametrize("verb", [hot.Redeem, hot.Inspect])
+def test_a_batch_is_sorted_whoever_is_in_it(
+    both: list[tuple[Recording, Clock, Deployment]], verb: type[hot.Redeem | hot.Inspect]
+) -> None:
+    """Unusual, wrong and forged requests among plain ones: each gets what it gets alone."""
+    counter = test_verdicts.counter_at(*both[0], 40_001)
+    plain = [
+        redemption_pb.RedeemRequest(
+            terminal=types_pb.Terminal(mall_id=MALL, store_id=40_001, terminal_id=1),
+            request_id=f"company-{n:04}",
+            code=counter.show(counter.issue().uid),
+        ).SerializeToString()
+        for n in range(3)
+    ]
+    unusual = plain[1] + b"\xfa\x3e\x03abc"
+    forged = redemption_pb.RedeemRequest.FromString(plain[1])
+    forged.code = "PG" + "0" * 76
+    method = verb(both[0][2])
+    for batch in (
+        [plain[0], unusual, plain[2]],
+        [plain[0], b"", plain[2]],
+        [plain[0], forged.SerializeToString(), plain[2]],
+        [b"\xff", plain[0], forged.SerializeToString(), unusual, plain[1]],
+    ):
+        together, alone = method.sort(batch), [method.sort([data])[0] for data in batch]
+        assert list(map(repr, together)) == list(map(repr, alone))
 
 
 @pytest.mark.parametrize("lane", ["unix", "handlers"])
