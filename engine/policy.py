@@ -1,6 +1,7 @@
 """The rules that need no state: pure checks over arguments.
 
-Of attempts, a batch at a time, the same rules are a kernel's, and how long a payload is taken is too (ext.rows.Judge). What they find travels into the redeem script and applies only if nothing before it answers (docs/rules.md).
+For positions as values. Of attempts, a batch at a time, a kernel judges by the same rules, and how long a payload is taken
+(ext.rows.Judge). What is found travels into the redeem script and applies only if nothing before it answers (docs/rules.md).
 """
 
 from __future__ import annotations

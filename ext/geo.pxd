@@ -4,7 +4,7 @@ Everything here takes degrees that the caller has checked (|lat| <= 90, |lon| <=
 no library function, so that a loop around it becomes SIMD code with the baseline instruction set.
 """
 
-from libc.math cimport fabs, fmax, sqrt
+from libc.math cimport fabs, fmax, isnan, sqrt
 from libc.stdint cimport uint8_t
 
 
@@ -15,10 +15,21 @@ cdef extern from *:
     #define PICKGATE_FLATTENING (1.0 / 298.257223563)
     #define PICKGATE_ECCENTRICITY_2 (PICKGATE_FLATTENING * (2.0 - PICKGATE_FLATTENING))
     #define PICKGATE_RAD_PER_DEGREE 0.017453292519943295
+    /* Half the equator: no radius is larger. */
+    #define PICKGATE_RADIUS_M_MAX 20037508.0
+    /* Upper bounds, exclusive and in metres, of the distance buckets 0, 1, 2, ...; the bucket after them is "farther". */
+    #define PICKGATE_BUCKETS 9
+    static const double pickgate_bucket_bounds_m[PICKGATE_BUCKETS] =
+        {50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0, 50000.0};
+    #define PICKGATE_BUCKET_UNKNOWN 255
     """
     const double SEMI_MAJOR_M "PICKGATE_SEMI_MAJOR_M"
     const double ECCENTRICITY_2 "PICKGATE_ECCENTRICITY_2"
     const double RAD_PER_DEGREE "PICKGATE_RAD_PER_DEGREE"
+    const double RADIUS_MAX "PICKGATE_RADIUS_M_MAX"
+    const int BUCKETS "PICKGATE_BUCKETS"
+    const double bucket_bounds_m "pickgate_bucket_bounds_m"[]
+    const int BUCKET_UNKNOWN "PICKGATE_BUCKET_UNKNOWN"
 
 
 cdef inline double sine_squared(double lat1, double lat2) noexcept nogil:
@@ -78,3 +89,13 @@ cdef inline double excess(double lat, double lon, double lat0, double lon0, doub
 cdef inline uint8_t is_position(double lat, double lon) noexcept nogil:
     """Whether both are in range: comparisons with NaN are false. `&`, not `and`: no branch."""
     return (fabs(lat) <= 90.0) & (fabs(lon) <= 180.0)
+
+
+cdef inline int bucket_of(double distance_m) noexcept nogil:
+    """The distance bucket of metres, 0 or more, or BUCKET_UNKNOWN of NaN."""
+    cdef int bucket = 0
+    if isnan(distance_m):
+        return BUCKET_UNKNOWN
+    while bucket < BUCKETS and distance_m >= bucket_bounds_m[bucket]:
+        bucket += 1
+    return bucket

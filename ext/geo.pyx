@@ -28,17 +28,28 @@ import numpy as np
 
 from ext.datum import Datum
 
-from libc.math cimport atan2, cos, fabs, isnan, sin, sqrt
+from libc.math cimport atan2, cos, fabs, sin, sqrt
 from libc.stdint cimport uint8_t
 
-from ext.geo cimport RAD_PER_DEGREE, SEMI_MAJOR_M, distance_of, excess, is_position
+from ext.geo cimport (
+    BUCKET_UNKNOWN,
+    BUCKETS,
+    RAD_PER_DEGREE,
+    RADIUS_MAX,
+    SEMI_MAJOR_M,
+    bucket_bounds_m,
+    bucket_of,
+    distance_of,
+    excess,
+    is_position,
+)
 
 #: Half the equator of WGS-84, in metres: no radius is larger.
-RADIUS_M_MAX = 20_037_508.0
+RADIUS_M_MAX = RADIUS_MAX
 #: Upper bounds, exclusive and in metres, of the distance buckets 0, 1, 2, ...; the bucket after them is "farther".
-DISTANCE_BUCKET_BOUNDS_M = (50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0, 5_000.0, 10_000.0, 50_000.0)
+DISTANCE_BUCKET_BOUNDS_M = tuple(bucket_bounds_m[k] for k in range(BUCKETS))
 #: The bucket of a distance that is not known.
-DISTANCE_BUCKET_UNKNOWN = 255
+DISTANCE_BUCKET_UNKNOWN = BUCKET_UNKNOWN
 
 
 cdef extern from *:
@@ -62,7 +73,6 @@ cdef extern from *:
     #define PICKGATE_STEP_ENOUGH 1e-10
     /* Each step gains two digits or more; both iterations are through after at most 7. */
     #define PICKGATE_STEPS_MAX 16
-    #define PICKGATE_RADIUS_M_MAX 20037508.0
     """
     const double GCJ_SEMI_MAJOR_M "PICKGATE_GCJ_SEMI_MAJOR_M"
     const double GCJ_ECCENTRICITY_2 "PICKGATE_GCJ_ECCENTRICITY_2"
@@ -76,7 +86,6 @@ cdef extern from *:
     const double EDGE_SLACK "PICKGATE_EDGE_SLACK"
     const double STEP_ENOUGH "PICKGATE_STEP_ENOUGH"
     const int STEPS_MAX "PICKGATE_STEPS_MAX"
-    const double RADIUS_MAX "PICKGATE_RADIUS_M_MAX"
 
 
 cdef enum:
@@ -299,16 +308,9 @@ def distance_bucket(double distance_m):
         DISTANCE_BUCKET_UNKNOWN (255) for NaN. One byte.
     :raises ValueError: the distance is negative.
     """
-    cdef int bucket = 0
-    if isnan(distance_m):
-        return DISTANCE_BUCKET_UNKNOWN
     if distance_m < 0.0:
         raise ValueError(f"distance_m is {distance_m}: metres from 0 up, or NaN, expected")
-    for bound in DISTANCE_BUCKET_BOUNDS_M:
-        if distance_m < <double>bound:
-            break
-        bucket += 1
-    return bucket
+    return bucket_of(distance_m)
 
 
 # --- datums --------------------------------------------------------------------------------------------------

@@ -6,14 +6,14 @@ cimport cython
 import numpy as np
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.math cimport fmin, isnan
+from libc.math cimport fmin
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from ext.claims import CLAIMS as _CLAIMS
 from ext.standing import STANDING as _STANDING
 
-from ext.geo cimport SEMI_MAJOR_M, distance_of, excess, is_position
+from ext.geo cimport BUCKET_UNKNOWN, RADIUS_MAX, SEMI_MAJOR_M, bucket_of, distance_of, excess, is_position
 
 from ext.libcrypto cimport (
     EVP_DigestFinal_ex,
@@ -167,8 +167,6 @@ def digests(bytes head not None, const uint32_t[:, :] numbers not None, bytes mi
 
 cdef enum:
     _DATUM_MAX = 3
-    _BUCKETS = 9
-    _BUCKET_UNKNOWN = 255
     # Of Standing.rule; 0 is "never".
     _REQUIRED = 2
 
@@ -186,11 +184,6 @@ if _STANDING.itemsize != sizeof(Standing) or [_STANDING.fields[name][1] for name
     raise ImportError("ext.rows was built for another ext.standing.STANDING: run `make build`")
 if _CLAIMS.itemsize != sizeof(Claims):
     raise ImportError("ext.rows was built for another ext.claims.CLAIMS: run `make build`")
-
-cdef double[_BUCKETS] _BUCKET_BOUNDS_M = [50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0, 5_000.0, 10_000.0, 50_000.0]
-
-cdef double _RADIUS_M_MAX = 20_037_508.0
-"""ext.geo.RADIUS_M_MAX."""
 
 _WIDTHS = {
     "uid": 8, "request": 12, "body": 8, "mall": 4, "store": 4, "terminal": 4, "version": 1, "stale": 1, "generation_1": 1,
@@ -243,9 +236,9 @@ cdef class Judge:
                              uint8_t *bucket) noexcept nogil:
         """What the position finds against an attempt, and its distance bucket."""
         cdef double latitude_deg, longitude_deg, store_latitude_deg, store_longitude_deg
-        cdef double accuracy_m, radius_m, distance_m
+        cdef double accuracy_m, radius_m
         cdef int datum = <int> places[3, i]
-        bucket[0] = _BUCKET_UNKNOWN
+        bucket[0] = BUCKET_UNKNOWN
         if at.rule == 0:
             return 0
         if datum == 0:
@@ -256,12 +249,10 @@ cdef class Judge:
         latitude_deg, longitude_deg = places[0, i], places[1, i]
         store_latitude_deg, store_longitude_deg = at.positions[datum][0], at.positions[datum][1]
         radius_m = at.radius_m + fmin(accuracy_m, self.allowance_m_max)
-        distance_m = distance_of(latitude_deg, longitude_deg, store_latitude_deg, store_longitude_deg)
-        if not isnan(distance_m):
-            bucket[0] = 0
-            while bucket[0] < _BUCKETS and distance_m >= _BUCKET_BOUNDS_M[bucket[0]]:
-                bucket[0] += 1
-        if not (0.0 <= radius_m <= _RADIUS_M_MAX and is_position(latitude_deg, longitude_deg)
+        bucket[0] = <uint8_t> bucket_of(
+            distance_of(latitude_deg, longitude_deg, store_latitude_deg, store_longitude_deg)
+        )
+        if not (0.0 <= radius_m <= RADIUS_MAX and is_position(latitude_deg, longitude_deg)
                 and is_position(store_latitude_deg, store_longitude_deg)):
             return self.out_of_range
         radius_m /= SEMI_MAJOR_M

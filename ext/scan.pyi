@@ -58,5 +58,6 @@ def scan_batch(shape: Shape, messages: Sequence[bytes]) -> Scanned:
 
     A message is plain when each of its fields is in the shape, has that kind's wire type, and is there at most once; when
     varints have no more than ten bytes and values below 2**32 (enums below 2**31); when texts are printable ASCII without
-    blanks (0x21 to 0x7e); when doubles are numbers; when it has what the shape needs, all within its range; and when nothing is cut off. Raises ``TypeError`` for anything that isn't bytes.
+    blanks (0x21 to 0x7e), and doubles are numbers; when it has what the shape needs, all within its range; and when nothing is
+    cut off. Raises ``TypeError`` for anything that isn't bytes.
     """

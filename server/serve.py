@@ -349,7 +349,8 @@ def tune_interpreter() -> None:
     """Tune this process' interpreter for a server that has just started; for good.
 
     What is there is left out of garbage collection: a full one walks every object there is, and with those of the modules that took 44 ms, in
-    which no call was answered. Of what comes afterwards the youngest are looked at less often (bounds.GARBAGE_LOOK_OBJECTS). And a thread that waits for the interpreter's lock gets it sooner (bounds.SWITCH_S).
+    which no call was answered. Of what comes afterwards the youngest are looked at less often (bounds.GARBAGE_LOOK_OBJECTS). And a thread that
+    waits for the interpreter's lock gets it sooner (bounds.SWITCH_S).
     """
     gc.collect()
     gc.freeze()
