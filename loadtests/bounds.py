@@ -30,9 +30,7 @@ PEAK_ROUNDS: Final = 3
 STEPS_PERCENT: Final = (10, 25, 50, 70, 80, 80, 80, 90, 95)
 JUDGED_PERCENT: Final = 80
 """Where p99 is held against its goal: by the median of the steps there, as the peak is by that of its rounds. One step of six seconds may be that in which
-a store begins to rewrite its file, ours or the comparison's. Each of them is a share of what a closed loop did just before it: minutes after the rounds
-of the peak a machine that others use too may do a fifth less, and four fifths of what it did then are all that it can do now."""
-JUDGED_PEAK_S: Final = 2.0
+a store begins to rewrite its file, ours or the comparison's."""
 STEP_S: Final = 6.0
 NAMED_RATE_PER_S: Final = 1_000
 """The owner's second figure is p50 at this rate."""

@@ -20,7 +20,7 @@ class Step:
 
     name: str
     percent: float
-    """Of the stack's peak; where p99 is judged (bounds.JUDGED_PERCENT), of what a closed loop did just before."""
+    """Of the stack's peak."""
     run: Run
     batches: Counter[int]
     """Batches by size, decided during the step; empty if the server does not say."""
@@ -86,10 +86,7 @@ def climb(
     taken = []
     for percent in percents:
         for subject, peak in zip(subjects, peaks, strict=True):
-            peak_per_s = (
-                peak.per_s if percent != bounds.JUDGED_PERCENT else _peak_now_per_s(subject, peak, seconds)
-            )
-            taken.append(_step(subject, percent, peak_per_s * percent / 100, seconds))
+            taken.append(_step(subject, percent, peak.per_s * percent / 100, seconds))
     for subject, peak in zip(subjects, peaks, strict=True):
         if peak.per_s > named_rate_per_s:
             taken.append(_step(subject, 100 * named_rate_per_s / peak.per_s, named_rate_per_s, seconds))
@@ -113,14 +110,6 @@ def at_rate(steps: Sequence[Step], name: str, rate_per_s: float) -> Step | None:
 def _codes(rate_per_s: float, seconds: float) -> float:
     """How many codes an open loop may take."""
     return rate_per_s * seconds + bounds.CODES_SIGMAS * math.sqrt(rate_per_s * seconds) + 10
-
-
-def _peak_now_per_s(subject: Subject, peak: Peak, step_s: float) -> float:
-    """What a closed loop does now, with the codes of the step that follows made before it: making them takes half a minute."""
-    seconds = min(bounds.JUDGED_PEAK_S, step_s)
-    behind = _codes(peak.per_s * bounds.JUDGED_PERCENT / 100, step_s)
-    subject.stock_up(peak.per_s * seconds * bounds.CODES_MARGIN + behind)
-    return subject.closed(peak.window, seconds).goodput_per_s
 
 
 def _step(subject: Subject, percent: float, rate_per_s: float, seconds: float) -> Step:

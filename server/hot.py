@@ -155,7 +155,7 @@ class _Verb:
         numbers, starts, ends = found.numbers, found.starts, found.ends
         if at is not None:
             # Not by an index: what that gives has its columns, not its rows, in one piece, which no kernel takes.
-            numbers, starts, ends = (column.take(at, axis=1) for column in (numbers, starts, ends))
+            numbers, starts, ends = numbers.take(at, 1), starts.take(at, 1), ends.take(at, 1)
 
         def texts(column: int) -> Texts:
             return Texts(found.wire, starts[column], ends[column])
