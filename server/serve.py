@@ -146,6 +146,7 @@ class Server:
             if sweeps and key_rotation_s
             else None
         )
+        self._turns = Turns(threads)
         self._names = ("", *(service.full_name for service in services.SERVICES))
         # Not shared: a second server on the port is a mistake to be told, not a second half of the traffic.
         self._server = grpc.server(
@@ -154,7 +155,7 @@ class Server:
                 deployment,
                 self._watches,
                 self._watch_pool,
-                Turns(threads),
+                self._turns,
                 self._ledger,
                 self._feed_pool,
                 gate,

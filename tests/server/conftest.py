@@ -60,6 +60,13 @@ def in_flight(server: Server) -> int:
     return len(inner._state.rpc_states) + (server._lane.open_calls if server._lane else 0)
 
 
+def turns_left(server: Server) -> int:
+    """How many more calls of the ordinary handlers a server would work on now; nothing public says so."""
+    turns: Any = server._turns
+    left: int = turns._working._value
+    return left
+
+
 @dataclass
 class House:
     """A served deployment, and short ways to call it."""

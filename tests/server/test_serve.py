@@ -25,7 +25,7 @@ from server import services
 from server.client import CallFailed, Client
 from server.config import parse_listen
 from server.serve import Server
-from tests.server.conftest import MALL, SKU, STORE, House, HouseFactory, in_flight, wait_until
+from tests.server.conftest import MALL, SKU, STORE, House, HouseFactory, in_flight, turns_left, wait_until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -104,12 +104,13 @@ def test_a_call_whose_deadline_has_passed_is_not_worked_on(make_house: HouseFact
         with ThreadPoolExecutor(1) as pool:
             os.kill(store, signal.SIGSTOP)
             try:
-                # The only thread waits for the store with this call ...
+                # The only turn is this call's, which waits for the store ...
                 first = pool.submit(patient.call, patient.stock.ReceiveStock, receive(house, 1))
-                wait_until(lambda: in_flight(house.server), "taken up")
-                # ... so this one can only wait for the thread, until nobody wants its answer.
+                wait_until(lambda: turns_left(house.server) == 0, "worked on")
+                # ... so this one can only wait for its turn, until nobody wants its answer.
                 with pytest.raises(CallFailed) as caught:
                     hasty.call(hasty.stock.ReceiveStock, receive(house, 1_000))
+                wait_until(lambda: in_flight(house.server) == 1, "the server knows that too")
             finally:
                 os.kill(store, signal.SIGCONT)
             assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
