@@ -11,8 +11,9 @@ How it lives and ends:
   deleted, and with it the lock). The store inherits the locked descriptors, so the lock lasts until both this process *and*
   the store are gone: a successor never opens data that a dying store is still writing;
 * a store that ends by itself is started again on the same data, after a growing wait, and each time an error is logged;
-* the store forks a child to rewrite its append-only file, each time that has doubled. The child takes its time, and runs only where nobody
-  else wants to: on two busy cores it took one of them for itself, and p99 of the calls meanwhile was ten times as long;
+* the store forks a child to rewrite its append-only file when that has doubled, in a quiet moment (engine.state.rewrites). The child takes its
+  time, and runs only where nobody else wants to: on two busy cores it took one of them for itself, and p99 of the calls meanwhile was
+  ten times as long;
 * a server that was built on the C library's malloc gets mimalloc in front of it (engine.state.allocator).
 """
 
@@ -43,7 +44,7 @@ from typing import Final, Literal, NamedTuple, Self
 from urllib.parse import quote
 
 from engine.errors import ConfigError, SetupError, StoreBinaryMissing, StoreInUse, StoreUnavailable
-from engine.state import allocator
+from engine.state import allocator, rewrites
 
 EmbeddedDurability = Literal["fsync", "memory"]
 
@@ -94,7 +95,9 @@ _SETTINGS: Final[Mapping[str, str]] = {
     # A torn last write was never acknowledged: cut it and go on. Damage anywhere else refuses to start.
     "aof-load-truncated": "yes",
     "auto-aof-rewrite-percentage": "100",
-    "auto-aof-rewrite-min-size": "256mb",
+    "auto-aof-rewrite-min-size": str(
+        rewrites.RUSH_BYTES_MIN
+    ),  # the watcher takes it down when the store is quiet
     # The child that rewrites sleeps after each fourth key, some 60 us: it takes ten times as long, and a tenth of a core and of the disk.
     "rdb-key-save-delay": "-4",
     "maxmemory-policy": "noeviction",
@@ -527,10 +530,14 @@ class _Watcher(threading.Thread):
         pid_fd = os.pidfd_open(process.pid)
         try:
             looks = 0
+            rewriting = rewrites.of_store(
+                process.pid, self._log_path.parent, self._socket_path, time.monotonic
+            )
             while not self._wait(pid_fd, REWRITE_LOOK_S):
                 if process.poll() is not None:
                     break
                 _yield_priority(process.pid)
+                rewriting.look()
                 looks += 1
                 if looks % LOG_LOOKS == 0:
                     self._rotate_log()
