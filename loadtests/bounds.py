@@ -60,6 +60,8 @@ GOAL_P50_MS: Final = 3.0
 OVERLOAD_TIMES: Final = 3.0
 OVERLOAD_CONNECTIONS: Final = 64
 """Each takes 100 calls at a time at most: 6,400 are with the server, and whoever finds no place waits at its caller."""
+OVERLOAD_STREAMS: Final = 100
+"""As the server says (server.bounds.STREAMS_PER_CONNECTION_MAX)."""
 OVERLOAD_STREAM_WAIT_S: Final = 0.25
 """How long: then the caller gives up, as a proxy with a bound on its own queue does. Else the generator would have a queue of minutes when
 the rush ends, and what is measured afterwards were that."""
@@ -79,9 +81,12 @@ OVERLOAD_DONE_MIN: Final = 0.9
 OVERLOAD_P99_TIMES: Final = 2.0
 OVERLOAD_P99_SLACK_MS: Final = 10.0
 """p99 is back to normal at OVERLOAD_P99_TIMES that of before, or this much more, whichever allows more."""
-OVERLOAD_RSS_TIMES: Final = 1.5
+OVERLOAD_CALL_BYTES: Final = 24 * 1024
 OVERLOAD_RSS_SLACK_BYTES: Final = 64 * 2**20
-"""Memory is bounded if it stays below OVERLOAD_RSS_TIMES that of before and this: queues have bounds, heaps have slack."""
+"""Memory is bounded if it stays below that of before, OVERLOAD_CALL_BYTES for each call that the connections may have at a time, and this: a call
+with the server takes some 13 KB in gRPC, where each keeps the buffer in which it was read, and the rest in Python. Heaps have slack."""
+OVERLOAD_RSS_GROWTH_MAX: Final = 0.1
+"""And if in the second half of it the most is no more than this above the most of the first: all places are taken within its first second."""
 
 # --- soak and idle ------------------------------------------------------------------------------------------------
 SOAK_SHARE: Final = 0.5

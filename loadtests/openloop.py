@@ -14,6 +14,7 @@ import gc
 import random
 import time
 from array import array
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -83,7 +84,7 @@ def open_loop(
     """Send one request at each instant of `arrivals`, in order; returns when all are answered, or `drain_s` after the last.
 
     Args:
-        pool: the connections. All calls of a tick go over one of them, those of the next tick over the next.
+        pool: the connections. All calls of a tick go over one of them, those of the next tick over the next; but see `stream_wait_s`.
         requests: what is sent; `deck` holds their numbers.
         arrivals: when, in nanoseconds from the beginning, ascending.
         read: what an answer says.
@@ -91,8 +92,8 @@ def open_loop(
         clock_ns: the pool's clock.
         tick_s: see bounds.TICK_S.
         drain_s: how long to wait for the last answers.
-        stream_wait_s: how long after its instant a call may wait for its connection, which has as many calls as the server allows; then its
-            caller gives up, and the request goes back under the deck. None: for ever.
+        stream_wait_s: how long after its instant a call may wait while all connections have as many calls as the server allows; then its caller
+            gives up. It goes over any that has room, and takes a request only then. None: for ever, over the one whose turn it is.
         each_tick: called between ticks, for watching; it must be quick.
 
     With fewer requests than arrivals the run ends early: `Run.planned` says how many calls were due, `Run.sent` how many went.
@@ -102,23 +103,42 @@ def open_loop(
     run = Run("open", pool.connections, len(arrivals) / seconds if seconds else 0.0, planned=len(arrivals))
     card_of = array("q", bytes(8 * len(arrivals)))
     take = _Taker(run, cards, arrivals, card_of, read)
-    sent, planned, slot = 0, len(arrivals), 0
+    due, sent, planned, slot = 0, 0, len(arrivals), 0
+    """Of the calls that are due those from `sent` on wait here, for a connection that has room."""
     tick_ns = int(tick_s * 1e9)
     wait_max_ns = None if stream_wait_s is None else int(stream_wait_s * 1e9)
     looked_ns = 0
+
+    def start(slot: int, count: int) -> None:
+        nonlocal sent
+        for _ in range(min(count, due - sent, len(cards))):
+            card_of[sent] = card = cards.popleft()
+            pool.start(slot, requests[card], sent)
+            sent += 1
+
     with _undisturbed():
         cpu_began_s, began_ns = time.process_time(), clock_ns() + _LEAD_NS
         take.began_ns = began_ns
         while sent < planned and (cards or pool.open_calls):
             now_ns = clock_ns() - began_ns
-            if arrivals[sent] <= now_ns and cards:
-                run.lags_ns.append(now_ns - arrivals[sent])
-                while sent < planned and arrivals[sent] <= now_ns and cards:
-                    card_of[sent] = card = cards.popleft()
-                    pool.start(slot, requests[card], sent)
-                    sent += 1
+            if due < planned and arrivals[due] <= now_ns and cards:
+                run.lags_ns.append(now_ns - arrivals[due])
+                due = bisect_right(arrivals, now_ns, due)
+            if sent < due and cards:
                 slot = (slot + 1) % pool.connections
-            next_ns = arrivals[sent] if sent < planned and cards else now_ns + 1_000_000
+                if wait_max_ns is None:
+                    start(slot, due)
+                else:
+                    overdue = bisect_left(arrivals, now_ns - wait_max_ns, sent, due)
+                    run.given_up += overdue - sent
+                    sent = overdue
+                    rooms = pool.rooms()
+                    first = bisect_left(rooms, (slot, 0))
+                    for roomy, room in (*rooms[first:], *rooms[:first]):
+                        if sent == due or not cards:
+                            break
+                        start(roomy, room)
+            next_ns = arrivals[due] if due < planned and cards else now_ns + 1_000_000
             wait_ns = max(next_ns, now_ns + tick_ns) - (clock_ns() - began_ns)
             take(pool.poll(max(0, wait_ns) / 1e9))
             if wait_max_ns is not None and now_ns - looked_ns > bounds.GIVE_UP_LOOK_S * 1e9:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -14,6 +16,7 @@ from loadtests import bounds
 from loadtests.checks import Check
 from loadtests.openloop import poisson_arrivals
 from loadtests.runs import Run, histogram
+from loadtests.stacks import Usage
 from loadtests.subject import Subject, Watcher
 
 
@@ -30,7 +33,13 @@ class Overload:
     after_s: float
     run: Run
     rss_before_bytes: int
-    rss_most_bytes: int
+    rss_halves_bytes: tuple[int, int]
+    """The most while it lasted, in its first half and in its second."""
+
+    @property
+    def rss_most_bytes(self) -> int:
+        """Of the service, while it lasted."""
+        return max(self.rss_halves_bytes)
 
     @property
     def goodput_per_s(self) -> float:
@@ -91,7 +100,11 @@ class Overload:
         shed = run.statuses["RESOURCE_EXHAUSTED"]
         other = {n: c for n, c in run.statuses.items() if n not in ("OK", "RESOURCE_EXHAUSTED")}
         verdicts = {n: c for n, c in run.verdicts.items() if n != "REDEEMED"}
-        rss_max = self.rss_before_bytes * bounds.OVERLOAD_RSS_TIMES + bounds.OVERLOAD_RSS_SLACK_BYTES
+        calls_max = run.connections * bounds.OVERLOAD_STREAMS
+        rss_max = (
+            self.rss_before_bytes + calls_max * bounds.OVERLOAD_CALL_BYTES + bounds.OVERLOAD_RSS_SLACK_BYTES
+        )
+        growth = self.rss_halves_bytes[1] / self.rss_halves_bytes[0] - 1
         share = self.goodput_per_s / statistics.mean(self.beside_per_s)
         offered = run.planned and run.sent / run.planned
         return [
@@ -109,6 +122,10 @@ class Overload:
             Check(
                 "memory of the service", f"{self.rss_most_bytes / 2**20:.0f} MiB", f"<= {rss_max / 2**20:.0f} MiB",
                 self.rss_most_bytes <= rss_max,
+            ),
+            Check(
+                "growth of it, second half by first", f"{growth:+.1%}", f"<= {bounds.OVERLOAD_RSS_GROWTH_MAX:.0%}",
+                growth <= bounds.OVERLOAD_RSS_GROWTH_MAX,
             ),
             Check(
                 "latency is back to normal after", f"{self.recovered_s:.1f} s", f"<= {bounds.OVERLOAD_RECOVERY_S:g} s",
@@ -130,7 +147,7 @@ class Overload:
             ["peak just before, just after", "{:,.0f}, {:,.0f}/s".format(*self.beside_per_s)],
             ["goodput", f"{self.goodput_per_s:,.0f}/s"],
             ["calls that were due", f"{self.run.planned:,}"],
-            ["of those, no place on their connection", f"{self.run.given_up:,}"],
+            ["of those, no place on any connection", f"{self.run.given_up:,}"],
             ["with the server", f"{self.run.sent - self.run.given_up:,}"],
             ["of those, shed with advice", f"{shed - self.run.shed_without_advice:,}"],
             ["p99 before", f"{self.p99_before_ms:.1f} ms"],
@@ -178,6 +195,7 @@ def overload(subject: Subject, peak_per_s: float, window: int, seconds: float) -
             codes=codes,
             stream_wait_s=bounds.OVERLOAD_STREAM_WAIT_S,
         )
+        began_s = time.monotonic() - run.total_s
     just_after = subject.closed(window, bounds.PEAK_ROUND_S)
     return Overload(
         peak_per_s,
@@ -187,8 +205,21 @@ def overload(subject: Subject, peak_per_s: float, window: int, seconds: float) -
         after_s,
         run,
         watcher.seen[0].rss_bytes,
-        max(usage.rss_bytes for usage in watcher.seen),
+        _halves(watcher.seen, began_s + before_s, seconds),
     )
+
+
+def _halves(seen: Sequence[Usage], from_s: float, seconds: float) -> tuple[int, int]:
+    """The most of what the service used in the two halves of a span; the whole run's where nobody looked."""
+    half_s = seconds / 2
+    most = [
+        max(
+            (usage.rss_bytes for usage in seen if start_s <= usage.at_s < start_s + half_s),
+            default=max(usage.rss_bytes for usage in seen),
+        )
+        for start_s in (from_s, from_s + half_s)
+    ]
+    return most[0], most[1]
 
 
 def _p99_ms(latencies_ns: list[int]) -> float:

@@ -153,6 +153,13 @@ class Connection:
         """Calls started and not ended, those that wait to be sent included."""
         return len(self._calls) + len(self._waiting)
 
+    @property
+    def room(self) -> int:
+        """How many calls, if they are small, would be sent at once."""
+        if self._waiting or self._refused or self.draining:
+            return 0
+        return max(0, self._streams_max - len(self._calls))
+
     # --- what goes out ---------------------------------------------------------------------------------------------
     def start(self, request: Request, tag: Any) -> None:
         """Begin a call; it is sent with the next output, or waits for the peer's windows and streams."""

@@ -131,6 +131,14 @@ class Pool:
         """How many connections there are now."""
         return len(self._by_fd)
 
+    def rooms(self) -> list[tuple[int, int]]:
+        """Which of the connections would send a call at once, and how many; a lost one would fail it at once, or be made anew for it."""
+        return [
+            (slot, 1 if line is None or line.connection.draining else line.connection.room)
+            for slot, line in enumerate(self._lines)
+            if line is None or line.connection.draining or line.connection.room
+        ]
+
     def start(self, slot: int, request: Request, tag: Any) -> None:
         """Begin a call on one of the connections, 0 .. connections - 1; it is sent by the next `flush` or `poll`."""
         line = self._lines[slot]

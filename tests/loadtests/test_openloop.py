@@ -135,6 +135,23 @@ def test_a_call_that_finds_no_place_is_given_up_and_goes_back_under_the_deck(
     assert sorted([*run.acknowledged, *deck]) == list(range(400))
 
 
+def test_a_call_that_finds_no_place_on_one_connection_goes_over_another(
+    peer_with: Callable[..., Peer],
+) -> None:
+    peer = peer_with(max_concurrent_streams=2)
+    with Pool(peer.unix, 2) as pool:
+        for slot in range(2):
+            pool.start(slot, ask("Say", b"first"), slot)
+        while pool.open_calls:
+            pool.poll(1.0)
+        for n in range(2):
+            pool.start(0, ask("Wait", b"x"), n)  # the first connection is full
+        run = open_loop(
+            pool, [ask("Say", b"x")] * 40, even_arrivals(400, 0.1), read, stream_wait_s=5.0, drain_s=0.1
+        )
+    assert (run.sent, run.given_up, run.good) == (40, 0, 40)
+
+
 def test_a_call_that_was_shed_goes_back_under_the_deck(peer: Peer) -> None:
     messages = [f"{'ab'[n % 2]}{n}".encode() for n in range(40)]
     deck = deque(range(40))

@@ -6,15 +6,19 @@ import math
 from array import array
 from collections.abc import Callable
 
-from loadtests.overload import Overload
+from loadtests.overload import Overload, _halves
 from loadtests.runs import Run
+from loadtests.stacks import Usage
 
 BEFORE_S, SECONDS, AFTER_S = 4.0, 10.0, 6.0
 END_S = BEFORE_S + SECONDS
+MIB = 2**20
 
 
 def overloaded(
-    latency_ms: Callable[[float], float], beside_per_s: tuple[float, float] = (110.0, 110.0)
+    latency_ms: Callable[[float], float],
+    beside_per_s: tuple[float, float] = (110.0, 110.0),
+    rss_halves_mib: tuple[int, int] = (200, 200),
 ) -> Overload:
     """A hundred calls a second all along, each good, with the latency that is given for when it was due."""
     due_s = [nth / 100 for nth in range(int((END_S + AFTER_S) * 100))]
@@ -22,7 +26,8 @@ def overloaded(
     run.good = len(due_s)
     run.good_due_ns = array("q", [int(at * 1e9) for at in due_s])
     run.good_latencies_ns = array("q", [int(latency_ms(at) * 1e6) for at in due_s])
-    return Overload(110.0, beside_per_s, SECONDS, BEFORE_S, AFTER_S, run, 2**20, 2**20)
+    rss_bytes = rss_halves_mib[0] * MIB, rss_halves_mib[1] * MIB
+    return Overload(110.0, beside_per_s, SECONDS, BEFORE_S, AFTER_S, run, 100 * MIB, rss_bytes)
 
 
 def failed(found: Overload) -> set[str]:
@@ -76,3 +81,21 @@ def test_few_but_quick_answers_are_no_recovery() -> None:
 def test_goodput_is_held_against_the_peak_of_the_same_minute() -> None:
     assert failed(overloaded(lambda _: 8.0, (130.0, 116.0))) == set()
     assert failed(overloaded(lambda _: 8.0, (130.0, 126.0))) == {"goodput by the peak beside it"}
+
+
+def test_memory_may_grow_by_what_the_connections_may_hold_and_then_no_more() -> None:
+    total = "memory of the service"
+    growth = "growth of it, second half by first"
+    assert failed(overloaded(lambda _: 8.0, rss_halves_mib=(310, 312))) == set()
+    # 6,400 calls of 24 KB are 150 MiB; with 64 MiB of slack, 314 MiB.
+    assert failed(overloaded(lambda _: 8.0, rss_halves_mib=(315, 313))) == {total}
+    assert failed(overloaded(lambda _: 8.0, rss_halves_mib=(200, 221))) == {growth}
+    assert failed(overloaded(lambda _: 8.0, rss_halves_mib=(290, 330))) == {total, growth}
+
+
+def test_halves_are_of_the_time_it_lasted() -> None:
+    seen = [
+        Usage(at, rss, 0, 0.0, 0, 0.0) for at, rss in [(9, 90), (10, 1), (14, 3), (15, 2), (19, 5), (20, 80)]
+    ]
+    assert _halves(seen, 10.0, 10.0) == (3, 5)
+    assert _halves(seen, 30.0, 10.0) == (90, 90)

@@ -235,6 +235,26 @@ def test_a_refused_call_waits_until_another_has_ended(side: Side) -> None:
     assert [done.tag for done in side.done] == [0, 1, 2]
 
 
+def test_room_is_what_would_leave_at_once(side: Side) -> None:
+    side.take(frames.settings({Setting.MAX_CONCURRENT_STREAMS: 3}))
+    assert side.connection.room == 3
+    for n in range(2):
+        side.connection.start(request(), n)
+    assert side.connection.room == 1
+    for n in range(2, 5):
+        side.connection.start(request(), n)
+    assert side.connection.room == 0
+    side.sent()
+    side.take(response(1) + response(3))  # those that waited have left
+    assert side.connection.room == 0
+    side.take(response(5))
+    assert side.connection.room == 1
+    side.take(frame(Type.RST_STREAM, 0, 7, frames.NUMBER.pack(Code.REFUSED_STREAM)))
+    assert side.connection.room == 0  # until another call has ended
+    side.take(frames.settings({Setting.MAX_CONCURRENT_STREAMS: 0}))
+    assert side.connection.room == 0
+
+
 def test_calls_that_wait_for_a_stream_can_be_given_up(side: Side) -> None:
     side.take(frames.settings({Setting.MAX_CONCURRENT_STREAMS: 2}))
     for n in range(6):

@@ -72,6 +72,21 @@ def test_more_calls_than_the_server_takes_at_once(peer_with: Callable[..., Peer]
         }
 
 
+def test_rooms_are_told_by_connection(peer_with: Callable[..., Peer]) -> None:
+    peer = peer_with(max_concurrent_streams=2)
+    with Pool(peer.unix, 2) as calls:
+        for slot in range(2):
+            calls.start(slot, ask("Say", b"first"), slot)
+        answers(calls, 2)
+        assert calls.rooms() == [(0, 2), (1, 2)]
+        calls.start(0, ask("Wait", b""), "a")
+        assert calls.rooms() == [(0, 1), (1, 2)]
+        calls.start(0, ask("Wait", b""), "b")
+        assert calls.rooms() == [(1, 2)]
+        assert calls.cancel("a")
+        assert calls.rooms() == [(0, 1), (1, 2)]
+
+
 def test_the_deadline_is_told(peer: Peer) -> None:
     with Pool(peer.unix, 1) as calls:
         calls.start(0, ask("Say", b"", timeout_ms=7_000), "with")
