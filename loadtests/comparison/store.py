@@ -19,7 +19,7 @@ SETTINGS: Final = {
     "no-appendfsync-on-rewrite": "no",
     "aof-use-rdb-preamble": "yes",
     "auto-aof-rewrite-percentage": "100",
-    "auto-aof-rewrite-min-size": "512mb",
+    "auto-aof-rewrite-min-size": "536870912",
     "rdb-key-save-delay": "-4",
     "save": "",
     "maxmemory-policy": "noeviction",

@@ -62,7 +62,8 @@ class Echo(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic for typ
         context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
 
     def wait(self, message: bytes, context: grpc.ServicerContext) -> bytes:
-        context.add_callback(self.cancelled.set)
+        if not context.add_callback(self.cancelled.set):
+            self.cancelled.set()  # it had ended before its turn came
         self.gate.wait(BOUND_S)
         return message
 

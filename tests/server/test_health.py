@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 import socket
 import subprocess
 import sys
@@ -35,6 +34,13 @@ def test_a_partition_that_is_gone_ends_the_serving_until_it_is_back(
         wait_until(client.healthy, "health says SERVING again")
 
 
+LIMITED = """import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""In a program between and not in `preexec_fn`, for which Python forks this process: gRPC's threads here may end such a child."""
+
+
 @contextmanager
 def process(tmp_path: Path, soft: int, hard: int) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
     """A server with a limit of open files: the process, its address, its log."""
@@ -42,6 +48,7 @@ def process(tmp_path: Path, soft: int, hard: int) -> Iterator[tuple[subprocess.P
     with log.open("w") as stderr:
         made = subprocess.Popen(
             [
+                *(sys.executable, "-c", LIMITED, str(soft), str(hard)),
                 *(sys.executable, "-m", "server.cli", "serve", "--json", "--durability", "memory"),
                 *("--data-dir", str(tmp_path / "data"), "--listen", "127.0.0.1:0"),
             ],
@@ -50,7 +57,6 @@ def process(tmp_path: Path, soft: int, hard: int) -> Iterator[tuple[subprocess.P
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard)),
         )
     assert made.stdout
     try:
