@@ -103,8 +103,8 @@ def open_loop(
     run = Run("open", pool.connections, len(arrivals) / seconds if seconds else 0.0, planned=len(arrivals))
     card_of = array("q", bytes(8 * len(arrivals)))
     take = _Taker(run, cards, arrivals, card_of, read)
+    # Of the calls that are due those from `sent` on wait here, for a connection that has room.
     due, sent, planned, slot = 0, 0, len(arrivals), 0
-    """Of the calls that are due those from `sent` on wait here, for a connection that has room."""
     tick_ns = int(tick_s * 1e9)
     wait_max_ns = None if stream_wait_s is None else int(stream_wait_s * 1e9)
     looked_ns = 0

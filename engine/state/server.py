@@ -95,9 +95,8 @@ _SETTINGS: Final[Mapping[str, str]] = {
     # A torn last write was never acknowledged: cut it and go on. Damage anywhere else refuses to start.
     "aof-load-truncated": "yes",
     "auto-aof-rewrite-percentage": "100",
-    "auto-aof-rewrite-min-size": str(
-        rewrites.RUSH_BYTES_MIN
-    ),  # the watcher takes it down when the store is quiet
+    # The watcher takes it down when the store is quiet.
+    "auto-aof-rewrite-min-size": str(rewrites.RUSH_BYTES_MIN),
     # The child that rewrites sleeps after each fourth key, some 60 us: it takes ten times as long, and a tenth of a core and of the disk.
     "rdb-key-save-delay": "-4",
     "maxmemory-policy": "noeviction",

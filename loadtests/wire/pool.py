@@ -133,11 +133,10 @@ class Pool:
 
     def rooms(self) -> list[tuple[int, int]]:
         """Which of the connections would send a call at once, and how many; a lost one would fail it at once, or be made anew for it."""
-        return [
-            (slot, 1 if line is None or line.connection.draining else line.connection.room)
-            for slot, line in enumerate(self._lines)
-            if line is None or line.connection.draining or line.connection.room
-        ]
+        rooms = (
+            1 if line is None or line.connection.draining else line.connection.room for line in self._lines
+        )
+        return [(slot, room) for slot, room in enumerate(rooms) if room]
 
     def start(self, slot: int, request: Request, tag: Any) -> None:
         """Begin a call on one of the connections, 0 .. connections - 1; it is sent by the next `flush` or `poll`."""
