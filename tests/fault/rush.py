@@ -93,6 +93,8 @@ class WireCounter:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self.undecided: list[CallFailed] = []
+        """Why calls were not decided, in their order."""
 
     @staticmethod
     def redeem_message(terminal_id: int, request_id: str, text: str) -> redemption_pb.RedeemRequest:
@@ -116,6 +118,7 @@ class WireCounter:
             return self._client.call(method, message)
         except CallFailed as failed:
             if failed.code in self.UNDECIDED:
+                self.undecided.append(failed)
                 return None
             raise
 
