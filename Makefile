@@ -113,7 +113,7 @@ bench: setup ## Benchmarks: ratios in one run; without ARGS, a million live code
 ratios: setup ## Guarded ratios of one run (a minute): fails where one has become 1.5 times worse; figures in build/bench/
 	@$(PY) -m tests.bench --guard
 
-load: setup ## Load on this machine, beside nothing else: ours and a comparison, peak, latency, books; writes build/load/report.html
+load: setup ## Load on this machine, beside nothing else: Locust, h2load, ours and a comparison, peak, latency, books; writes build/load/report.html
 	@$(PY) -m loadtests lot $(ARGS)
 
 .PHONY: tls-report

@@ -26,7 +26,7 @@ from loadtests.checks import Check
 from loadtests.peak import Peak
 from loadtests.stacks import Comparison, Ours, Recorded, StackFailed
 from loadtests.subject import Subject
-from loadtests.supply import Supply, SupplyFailed
+from loadtests.supply import SupplyFailed
 from loadtests.wire.pool import NotReachable
 
 OUTPUT_DEFAULT: Final = Path("build/load")
@@ -95,7 +95,10 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     made = add(
-        "lot", _lot, "Everything that make load runs: both stacks, peak, steps, books and report.", None
+        "lot",
+        _lot,
+        "Everything that make load runs: Locust, h2load, both stacks' peak and steps, books and report.",
+        None,
     )
     made.add_argument("--step-s", type=_positive, default=bounds.STEP_S)
     made.add_argument(
@@ -104,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--named-rate", type=_positive, default=bounds.NAMED_RATE_PER_S, help="a rate to report besides"
     )
+    made.add_argument("--rush-s", type=_positive, default=bounds.LOT_RUSH_SECONDS, help="of Locust's rush")
     add("peak", _peak, "The most that a stack can do.")
     made = add("steps", _steps, "Open loop at rising shares of the peak.")
     made.add_argument("--step-s", type=_positive, default=bounds.STEP_S)
@@ -187,6 +191,7 @@ def _lot(console: Console, asked: argparse.Namespace, folder: Path) -> int:
         tcp=asked.socket == "tcp",
         seed=asked.seed,
         named_rate_per_s=asked.named_rate,
+        rush_s=asked.rush_s,
     )
     return lot.run(console, folder, asked.output, plan)
 
@@ -265,38 +270,26 @@ def _identity(console: Console, asked: argparse.Namespace, folder: Path) -> int:
 
 
 def _rush(console: Console, asked: argparse.Namespace, folder: Path) -> int:
-    made: list[Check] = []
-    with ExitStack() as stack:
-        own = None
-        if asked.target is None:
-            own = stack.enter_context(Ours(folder / Ours.name, tcp=asked.socket == "tcp"))
-        target = asked.target if own is None else own.address
-        with Supply(target) as supply:
-            supply.furnish()
-        rush = rushes.Rush(target, asked.output, asked.users, asked.seconds, asked.processes)
-        made.append(rush.run())
-        checks.show(console, f"Rush of {asked.users} users, {asked.seconds:g} s", rushes.HEADS, rush.rows())
-        if own is not None:
-            made.append(checks.books(own.name, own.audit([], None).findings))
-    console.print(f"report: {asked.output / 'rush.html'}\n")
+    how = asked.output, asked.users, asked.seconds, asked.processes
+    if asked.target is None:
+        rows, made = rushes.measure_own(folder / Ours.name, *how, tcp=asked.socket == "tcp")
+    else:
+        rows, made = rushes.measure(rushes.Rush(asked.target, *how))
+    checks.show(console, f"Rush of {asked.users} users, {asked.seconds:g} s", rushes.HEADS, rows)
+    console.print(f"report: {asked.output / rushes.HTML_NAME}\n")
     return _finish(console, asked, "rush", {}, made)
 
 
 def _h2load(console: Console, asked: argparse.Namespace, folder: Path) -> int:
-    with Ours(folder / Ours.name) as stack, Supply(stack.address, seed=asked.seed) as supply:
-        supply.furnish()
-        message = supply.inspect_message(supply.codes(1), 0)
-        recipe = h2load.Recipe(
-            stack.address, message, asked.output, asked.calls, asked.connections, asked.streams
-        )
-        recipe.write_body()
-        console.print(f"{recipe.text()}\n", soft_wrap=True)
-        if not h2load.installed():
-            console.print(f"skipped: no {h2load.BINARY} on PATH; apt-get install -y {h2load.PACKAGE}")
-            return 0
-        rows, made = recipe.run()
-        checks.show(console, "Inspect under h2load", ("", ""), rows)
-    return _finish(console, asked, "h2load", {"rows": rows}, made)
+    found = h2load.measure(
+        folder / Ours.name, asked.output, asked.calls, asked.connections, asked.streams, seed=asked.seed
+    )
+    console.print(f"{found.command}\n", soft_wrap=True)
+    if found.skipped:
+        console.print(found.skipped)
+        return 0
+    checks.show(console, "Inspect under h2load", ("", ""), found.rows)
+    return _finish(console, asked, "h2load", {"rows": found.rows}, found.checks)
 
 
 # --- what they share --------------------------------------------------------------------------------------------------

@@ -149,6 +149,8 @@ IDENTITY_COST_MAX: Final = 0.1
 # --- rush (Locust) ------------------------------------------------------------------------------------------------
 RUSH_USERS: Final = 60
 RUSH_SECONDS: Final = 60.0
+LOT_RUSH_SECONDS: Final = 15.0
+"""Of the rush within `make load`."""
 RUSH_PROCESSES: Final = 2
 RUSH_CALL_TIMEOUT_S: Final = 10.0
 RUSH_RETRY_SHARE: Final = 0.1

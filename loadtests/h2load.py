@@ -17,7 +17,8 @@ from typing import Final
 from loadtests import bounds
 from loadtests.checks import Check
 from loadtests.openloop import closed_loop
-from loadtests.supply import INSPECT
+from loadtests.stacks import Ours
+from loadtests.supply import INSPECT, Supply
 from loadtests.wire import connection, frames
 from loadtests.wire.pool import Pool
 from pickgate.v1 import redemption_service_pb2 as redemption_pb
@@ -96,6 +97,37 @@ class Recipe:
         with Pool(self.address, 1) as pool:
             run = closed_loop(pool, [request], 1, read_inspect)
         return next(iter(run.verdicts or run.statuses), "no answer")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What h2load said of a server of its own."""
+
+    command: str
+    """As one types it."""
+    rows: list[list[str]]
+    """For the table; empty if there is no h2load."""
+    checks: list[Check]
+    skipped: str
+    """Why it did not run, and what to do; "" if it did."""
+
+
+def measure(folder: Path, output: Path, calls: int, connections: int, streams: int, *, seed: int) -> Measured:
+    """Run it against a server of its own, whose data lies in `folder`; the body's file stays in `output`.
+
+    Raises supply.SupplyFailed.
+    """
+    with Ours(folder) as stack, Supply(stack.address, seed=seed) as supply:
+        supply.furnish()
+        message = supply.inspect_message(supply.codes(1), 0)
+        recipe = Recipe(stack.address, message, output, calls, connections, streams)
+        if not installed():
+            recipe.write_body()
+            return Measured(
+                recipe.text(), [], [], f"skipped: no {BINARY} on PATH; apt-get install -y {PACKAGE}"
+            )
+        rows, made = recipe.run()
+    return Measured(recipe.text(), rows, made, "")
 
 
 def installed() -> bool:

@@ -1,4 +1,4 @@
-"""The lot, as `make load` runs it: both stacks side by side, peak, steps, books, report."""
+"""The lot, as `make load` runs it: Locust, h2load, then both stacks side by side, peak, steps, books, report."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from loadtests import bounds, checks, machine, stacks, steps
+from loadtests import bounds, checks, h2load, machine, stacks, steps
 from loadtests import peak as peaks
+from loadtests import rush as rushes
 from loadtests.checks import Check
 from loadtests.peak import Peak
 from loadtests.report import Report
@@ -32,15 +33,33 @@ class Plan:
     tcp: bool = True
     seed: int = 1
     named_rate_per_s: float = bounds.NAMED_RATE_PER_S
+    rush_s: float = bounds.LOT_RUSH_SECONDS
 
 
 def run(console: Console, folder: Path, output: Path, plan: Plan) -> int:
-    """Run it all; gives the exit status. Raises machine.NotADisk, stacks.StackFailed, supply.SupplyFailed."""
+    """Run it all; gives the exit status. Raises machine.NotADisk, stacks.StackFailed, supply.SupplyFailed, rush.RushFailed."""
     began_s = time.monotonic()
     filesystem = machine.filesystem(folder)
     fsync_ms = machine.fsync_ms(folder)
     console.print(f"fsync on {filesystem}: {fsync_ms['p50']:g} ms at p50, {fsync_ms['p99']:g} ms at p99\n")
     facts = machine.facts()
+    # First what is short: if its programs can't run, that is known before the minutes of the rest.
+    rush, rush_checks = rushes.measure_own(
+        folder / "rush", output, bounds.RUSH_USERS, plan.rush_s, bounds.RUSH_PROCESSES, tcp=plan.tcp
+    )
+    checks.show(console, f"Locust: {bounds.RUSH_USERS} users, {plan.rush_s:g} s", rushes.HEADS, rush)
+    inspected = h2load.measure(
+        folder / "h2load",
+        output,
+        bounds.H2LOAD_CALLS,
+        plan.connections,
+        bounds.H2LOAD_STREAMS,
+        seed=plan.seed,
+    )
+    if inspected.skipped:
+        console.print(f"Inspect under h2load: {inspected.skipped}\n")
+    else:
+        checks.show(console, "Inspect under h2load", ("", ""), inspected.rows)
     with ExitStack() as stack:
         ours = stack.enter_context(stacks.Ours(folder / "pickgate", tcp=plan.tcp))
         other = stack.enter_context(stacks.Comparison(folder / "comparison", tcp=plan.tcp))
@@ -63,6 +82,8 @@ def run(console: Console, folder: Path, output: Path, plan: Plan) -> int:
     made = [
         *judge(found, taken, plan),
         *(checks.books(name, audit.findings) for name, audit in audits.items()),
+        *rush_checks,
+        *inspected.checks,
     ]
     report = Report(
         at=datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -72,6 +93,8 @@ def run(console: Console, folder: Path, output: Path, plan: Plan) -> int:
         settings=settings,
         peaks=found,
         steps=taken,
+        rush=rush,
+        h2load=inspected,
         books={name: audit.summary() for name, audit in audits.items()},
         checks=made,
         seconds=time.monotonic() - began_s,

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from loadtests import peak as peaks
+from loadtests import rush as rushes
 from loadtests import steps as step_tables
 from loadtests.checks import Check
+from loadtests.h2load import Measured
 from loadtests.peak import Peak
 from loadtests.steps import Step
 
@@ -40,6 +42,9 @@ class Report:
     settings: dict[str, str]
     peaks: list[Peak]
     steps: list[Step]
+    rush: list[list[str]]
+    """Rows of Locust's, which has a report of its own beside this one."""
+    h2load: Measured
     books: dict[str, dict[str, Any]]
     checks: list[Check]
     seconds: float
@@ -56,6 +61,12 @@ class Report:
             "store_settings": self.settings,
             "peaks": {peak.name: peak.as_json() for peak in self.peaks},
             "steps": [{"stack": step.name, **step.as_json()} for step in self.steps],
+            "rush": [dict(zip(rushes.HEADS, row, strict=True)) for row in self.rush],
+            "h2load": {
+                "command": self.h2load.command,
+                "rows": dict(self.h2load.rows),
+                "skipped": self.h2load.skipped,
+            },
             "books": self.books,
             "checks": [check.as_json() for check in self.checks],
             "notes": self.notes,
@@ -92,6 +103,12 @@ class Report:
             latency_plot(self.steps),
             _table(step_tables.HEADS, [step.row() for step in self.steps]),
             *(("<h2>Batch size against load</h2>", plot) if (plot := batch_plot(self.steps)) else ()),
+            f'<h2>Lunch rush</h2><p>Terminals, a mall and wallets, by Locust: <a href="{rushes.HTML_NAME}">its own report</a>.</p>',
+            _table(rushes.HEADS, self.rush),
+            f"<h2>Inspect under h2load</h2><p><code>{_text(self.h2load.command)}</code></p>",
+            f"<p>{_text(self.h2load.skipped)}</p>"
+            if self.h2load.skipped
+            else _table(("", ""), self.h2load.rows),
             "<h2>Books</h2>",
             _table(
                 ("stack", "events", "issued", "redeemed", "live", "void", "expired", "findings"),

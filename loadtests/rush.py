@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from loadtests import bounds
+from loadtests import bounds, checks
 from loadtests.checks import Check
+from loadtests.stacks import Ours
+from loadtests.supply import Supply
 
+HTML_NAME: Final = "rush.html"
 LOCUSTFILE: Final = Path(__file__).with_name("locustfile.py")
 ROOT: Final = LOCUSTFILE.parents[1]
 GRACE_S: Final = 90.0
@@ -36,12 +39,12 @@ class Rush:
     processes: int = bounds.RUSH_PROCESSES
 
     def run(self) -> Check:
-        """Run it; its report is rush.html and rush_*.csv in the output folder. Raises RushFailed."""
+        """Run it; its report is HTML_NAME and rush_*.csv in the output folder. Raises RushFailed."""
         self.output.mkdir(parents=True, exist_ok=True)
         stem = self.output.absolute() / "rush"
         command = [
             sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--headless", "--only-summary",
-            "--html", f"{stem}.html", "--csv", str(stem), "--host", "http://unused", "--stop-timeout", "10",
+            "--html", str(stem.with_name(HTML_NAME)), "--csv", str(stem), "--host", "http://unused", "--stop-timeout", "10",
             *(["--processes", str(self.processes)] if self.processes > 1 else []),
         ]  # fmt: skip
         environment = {
@@ -86,3 +89,20 @@ class Rush:
 
 
 HEADS = ("call", "calls", "failed", "per s", "p50 ms", "p95 ms", "p99 ms")
+
+
+def measure(rush: Rush) -> tuple[list[list[str]], list[Check]]:
+    """Set the target up and run a rush; its rows and checks. Raises RushFailed, supply.SupplyFailed."""
+    with Supply(rush.target) as supply:
+        supply.furnish()
+    kept = rush.run()
+    return rush.rows(), [kept]
+
+
+def measure_own(
+    folder: Path, output: Path, users: int, seconds: float, processes: int, *, tcp: bool
+) -> tuple[list[list[str]], list[Check]]:
+    """The same on a server of its own, whose data lies in `folder`, and whose books are looked at."""
+    with Ours(folder, tcp=tcp) as own:
+        rows, made = measure(Rush(own.address, output, users, seconds, processes))
+        return rows, [*made, checks.books("the rush", own.audit([], None).findings)]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from loadtests import __main__ as command
-from loadtests import behaviours, hostile, idle, lot, machine
+from loadtests import behaviours, h2load, hostile, idle, lot, machine
 from loadtests.checks import Check
 from loadtests.peak import Peak
 from loadtests.runs import Run
@@ -56,8 +56,9 @@ def checks_of(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_the_lot_in_small(place: list[str], tmp_path: Path) -> None:
-    """Both stacks, peak, steps, books and report; the figures of half a second decide nothing here, the books do."""
-    answer = run(*place, "lot", *SHORT, "--step-s", "0.5", "--percents", "20,80", "--named-rate", "50")
+    """Locust, h2load, both stacks, peak, steps, books and report; the figures of half a second decide nothing here, the books do."""
+    words = ["--step-s", "0.5", "--percents", "20,80", "--named-rate", "50", "--rush-s", "4"]
+    answer = run(*place, "lot", *SHORT, *words)
     assert answer.returncode in (0, 1), answer.stderr
     assert "fsync on" in answer.stdout
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -75,6 +76,16 @@ def test_the_lot_in_small(place: list[str], tmp_path: Path) -> None:
     found = checks_of(tmp_path / "out" / "report.json")
     assert found["books of pickgate"]["passed"]
     assert found["books of comparison"]["passed"]
+    assert found["books of the rush"]["passed"]
+    assert "thresholds of the rush" in found
+    assert {"Redeem", "Issue", "Aggregated"} <= {row["call"] for row in report["rush"]}
+    assert "<html" in (tmp_path / "out" / "rush.html").read_text().lower()
+    assert report["h2load"]["command"].startswith("h2load -n ")
+    if h2load.installed():
+        assert found["answers of h2load"]["passed"]
+        assert found["the body's verdict, before and after"]["passed"]
+    else:
+        assert "apt-get install -y nghttp2-client" in report["h2load"]["skipped"]
     assert {name for name, check in found.items() if not check["decides"]} == {
         name for name in found if name.startswith("goal")
     }
@@ -83,9 +94,10 @@ def test_the_lot_in_small(place: list[str], tmp_path: Path) -> None:
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<svg" in page
     assert "pickgate p99.9" in page or "comparison" in page
-    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", ""
-    )
+    assert 'href="rush.html"' in page
+    for harmless in ("www.w3.org", "purl.org", "creativecommons.org", "127.0.0.1"):
+        page = page.replace(f"http://{harmless}", "")
+    assert "http://" not in page
 
 
 LONG = pytest.mark.skipif(

@@ -31,6 +31,17 @@ def test_the_body_is_one_grpc_frame_and_the_command_names_it(tmp_path: Path) -> 
     )
 
 
+def test_without_h2load_the_recipe_is_made_and_the_way_to_get_it_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = h2load.measure(tmp_path / "data", tmp_path / "out", 10, 1, 1, seed=1)
+    assert (found.rows, found.checks) == ([], [])
+    assert "apt-get install -y nghttp2-client" in found.skipped
+    assert str(tmp_path / "out" / h2load.BODY_NAME) in found.command
+    assert (tmp_path / "out" / h2load.BODY_NAME).stat().st_size > 5
+
+
 @pytest.mark.skipif(not h2load.installed(), reason="no h2load: apt-get install -y nghttp2-client")
 def test_a_run(recipe: Recipe) -> None:
     rows, checks = recipe.run()
