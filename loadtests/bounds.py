@@ -27,7 +27,7 @@ WINDOWS: Final = (8, 16, 32, 64)
 PEAK_ROUND_S: Final = 3.0
 PEAK_ROUNDS: Final = 3
 """Rounds at the best window, of both stacks in turn, so that noise hits both; the median counts."""
-STEPS_PERCENT: Final = (10, 25, 50, 70, 80, 80, 80, 90, 95)
+STEPS_PERCENT: Final = (10, 25, 50, 80, 80, 80, 90, 95)
 JUDGED_PERCENT: Final = 80
 """Where p99 is held against its goal: by the median of the steps there, as the peak is by that of its rounds. One step of six seconds may be that in which
 a store begins to rewrite its file, ours or the comparison's."""
@@ -149,7 +149,7 @@ IDENTITY_COST_MAX: Final = 0.1
 # --- rush (Locust) ------------------------------------------------------------------------------------------------
 RUSH_USERS: Final = 60
 RUSH_SECONDS: Final = 60.0
-LOT_RUSH_SECONDS: Final = 15.0
+LOT_RUSH_SECONDS: Final = 10.0
 """Of the rush within `make load`."""
 RUSH_PROCESSES: Final = 2
 RUSH_CALL_TIMEOUT_S: Final = 10.0
